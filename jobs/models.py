@@ -1,0 +1,240 @@
+"""The words that cross the HTTP border and the queue: what is asked for, what is recorded, what comes back.
+
+Everything is frozen. This module imports neither web, database nor torch, so that the client can share it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, NewType
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, computed_field
+
+from medic_core.config import MedicConfig, Preprocessing, RemovalConfig, expand_preset
+
+JobId = NewType("JobId", str)
+FileId = NewType("FileId", str)
+
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256, as 64 hexadecimal digits."""
+
+Purpose = Literal["model", "clean", "test", "triggered"]
+Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+Phase = Literal["fetch", "inspect", "baseline", "clone", "evaluate"]
+TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+FailureClass = Literal["user", "resource", "infrastructure", "timeout", "internal"]
+
+
+class Record(BaseModel):
+    """Base of what a client asks for: unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Reply(BaseModel):
+    """Base of what the service says: fields that it does not know are ignored, so that an old client reads a new server."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+# --- what is asked for ---------------------------------------------------------------------------------------------------------
+
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+
+
+class ModelSpec(Record):
+    """The suspect: its weights and all that is needed to run it. Code is never taken from the file."""
+
+    file_id: FileId
+    architecture: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+/[A-Za-z0-9_.-]{1,100}$")]
+    options: dict[str, bool | int | float | str] = Field(
+        default={}, max_length=16, description="Arguments of the architecture's constructor."
+    )
+    preprocessing: Preprocessing = Preprocessing()
+    class_names: tuple[ClassName, ...] | None = Field(
+        default=None,
+        max_length=100_000,
+        description="In the order of the model's outputs. Without it the sorted folder names of the clean data are taken.",
+    )
+
+
+class DataSpec(Record):
+    """Labelled images: an ImageFolder as zip, tar or tar.gz."""
+
+    file_id: FileId
+
+
+class TriggeredSpec(DataSpec):
+    """Images with the trigger on, in folders of their *true* class; for evaluation only, never for repair."""
+
+    target_class: ClassName
+
+
+class JobSpec(Record):
+    """One sanitization job."""
+
+    model: ModelSpec
+    clean_data: DataSpec
+    test_data: DataSpec | None = Field(
+        default=None,
+        description="Without it a fifth of the clean data is held out, stratified by class under the seed.",
+    )
+    triggered_data: TriggeredSpec | None = None
+    removal: Annotated[
+        RemovalConfig,
+        Field(discriminator="method"),
+        BeforeValidator(lambda value: expand_preset(value) if isinstance(value, dict) else value),
+    ] = MedicConfig()
+    deadline_seconds: int | None = Field(
+        default=None, ge=1, le=30 * 24 * 3600, description="From creation; without it the service's own limit."
+    )
+    metadata: dict[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")],
+        Annotated[str, StringConstraints(max_length=512)],
+    ] = Field(default={}, max_length=16)
+
+
+# --- what is recorded ----------------------------------------------------------------------------------------------------------
+
+
+class File(Reply):
+    """An uploaded file. ``inspection`` stays null until an intake child has read it."""
+
+    id: FileId
+    sha256: Digest
+    bytes: int
+    purpose: Purpose
+    filename: str
+    created: datetime
+    inspection: dict[str, Any] | None = None
+
+
+class Problem(Reply):
+    """One reason why something was refused. ``pointer`` is a JSON pointer into the spec, where that says more."""
+
+    code: str
+    detail: str
+    pointer: str | None = None
+
+
+class Failure(Reply):
+    """Why a job failed. ``code`` is stable; ``problems`` lists every reason and what to do about it."""
+
+    code: str
+    error_class: FailureClass = Field(alias="class")
+    message: str
+    retryable: bool = False
+    pointer: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+
+class Artifact(Reply):
+    """A named result of a job; its bytes lie in the artifact store under their digest."""
+
+    name: str
+    sha256: Digest
+    bytes: int
+    media_type: str
+
+
+class Progress(Reply):
+    """How far the present phase has come."""
+
+    fraction: float = Field(ge=0, le=1)
+    step: int
+    total_steps: int
+    eta_seconds: float | None = None
+
+
+Interval = tuple[float, float]
+
+
+class Comparison(Reply):
+    """One share of ``n`` images before and after repair, with Wilson 95 % intervals."""
+
+    before: float
+    after: float
+    n: int
+    interval_before: Interval
+    interval_after: Interval
+
+
+class Summary(Reply):
+    """The figures of a finished job. Attack success and recovery count images whose true class is not the target; null without such."""
+
+    clean_accuracy: Comparison
+    attack_success_rate: Comparison | None = None
+    recovery_accuracy: Comparison | None = None
+    defense_effectiveness_rating: float | None = None
+
+
+class InputRecord(Reply):
+    """One input as the job saw it. What only reading the file tells is null until intake has read it."""
+
+    file_id: FileId
+    sha256: Digest
+    bytes: int
+    format: str | None = None
+    samples: int | None = None
+    target_class: str | None = None
+
+
+class ModelRecord(InputRecord):
+    """The suspect as the job saw it."""
+
+    architecture: str
+    num_classes: int | None = None
+
+
+class Timestamps(Reply):
+    """UTC; null while it has not happened."""
+
+    created: datetime
+    started: datetime | None = None
+    finished: datetime | None = None
+    deadline: datetime
+
+
+class Job(Reply):
+    """A job as clients see it."""
+
+    id: JobId
+    type: Literal["sanitize"] = "sanitize"
+    status: Status
+    phase: Phase | None = None
+    progress: Progress | None = None
+    attempt: int
+    verdict: None = None
+    error: Failure | None = None
+    model: ModelRecord
+    clean_data: InputRecord
+    test_data: InputRecord | None = None
+    triggered_data: InputRecord | None = None
+    removal: RemovalConfig
+    summary: Summary | None = None
+    warnings: tuple[str, ...] = ()
+    timestamps: Timestamps
+    metadata: dict[str, str] = {}
+    links: dict[str, str] = {}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def terminal(self) -> bool:
+        """Whether the status is final."""
+        return self.status in TERMINAL
+
+
+class JobPage(Reply):
+    """Newest first; ``next`` goes into ``after`` for the following page, null on the last."""
+
+    jobs: tuple[Job, ...]
+    next: str | None = None
+
+
+class FilePage(Reply):
+    """Newest first; ``next`` goes into ``after`` for the following page, null on the last."""
+
+    files: tuple[File, ...]
+    next: str | None = None

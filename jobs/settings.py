@@ -1,0 +1,45 @@
+"""Settings of every process, read once from ``MEDIC_*`` environment variables. A malformed value stops the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything has a default; one machine needs no configuration."""
+
+    model_config = SettingsConfigDict(env_prefix="MEDIC_", frozen=True, extra="ignore")
+
+    data_dir: Path = Path("~/.local/share/medic")
+    database_url: SecretStr | None = Field(default=None, description="SQLAlchemy URL; None: SQLite under data_dir.")
+    broker_url: SecretStr | None = Field(
+        default=None, description="Redis URL for Celery; None: a worker polls the job table."
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key: SecretStr | None = Field(
+        default=None, description="The one API key; None: made at the first start, printed once, stored as a hash."
+    )
+    upload_limit_bytes: int = Field(default=4 * 1024**3, gt=0)
+    multipart_limit_bytes: int = Field(default=64 * 1024**2, gt=0)
+    queue_limit: int = Field(default=1000, gt=0, description="Jobs that may wait; one more is refused with 503.")
+    lease_seconds: float = Field(default=60.0, gt=0)
+    sweep_seconds: float = Field(default=5.0, gt=0)
+    poll_seconds: float = Field(default=0.5, gt=0)
+    announce_again_seconds: float = Field(default=30.0, gt=0)
+    stall_seconds: float = Field(default=1800.0, gt=0, description="A child without any progress for so long is ended.")
+    intake_seconds: float = Field(default=300.0, gt=0, description="Time limit of the intake child.")
+    deadline_seconds: int = Field(default=24 * 3600, gt=0, description="Of a job that states none, from its creation.")
+    blob_grace_seconds: float = Field(
+        default=3600.0, gt=0, description="Bytes that no record names are removed when older."
+    )
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of the trainer; None: all cores.")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser().absolute()

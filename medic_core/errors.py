@@ -1,0 +1,52 @@
+"""What the core refuses to do, and why. One root; every kind has a stable ``code`` that is stored with a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class MedicError(Exception):
+    """Root of all expected failures. ``problems`` holds every reason, not the first one."""
+
+    code: ClassVar[str] = "medic_error"
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems: Sequence[str] = problems
+
+
+class UnknownArchitectureError(MedicError):
+    """No architecture of that name, or it takes no such option."""
+
+    code = "unknown_architecture"
+
+
+class UnsupportedArchitectureError(MedicError):
+    """The architecture is known but cannot be repaired; the message says why."""
+
+    code = "unsupported_architecture"
+
+
+class ArchitectureMismatchError(MedicError):
+    """The tensors do not fit the architecture: missing, unexpected or differently shaped."""
+
+    code = "architecture_mismatch"
+
+
+class LayerNotFoundError(MedicError):
+    """A layer that was chosen by name does not exist, a kind matches none, or its output was never seen in a forward pass."""
+
+    code = "layer_not_found"
+
+
+class NonFiniteLossError(MedicError):
+    """The loss became NaN or infinite while training."""
+
+    code = "nan_loss"
+
+
+class DataTooSmallError(MedicError):
+    """There are too few images to estimate statistics and to train."""
+
+    code = "data_too_small"
