@@ -1,7 +1,7 @@
 """Every setting of every removal method, written once.
 
-These frozen dataclasses are the HTTP schema, the stored record and the function argument. This module imports no torch: the API and
-the client read it.
+These frozen dataclasses are the HTTP schema, the stored record and the function argument. This module imports no
+torch: the API and the client read it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class InvalidConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Base of all settings: refuses unknown fields (by pydantic) and values out of bounds (also when built in Python)."""
+    """Base of all settings: refuses unknown fields and, also when built in Python, values out of bounds."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -48,24 +48,19 @@ class Checked:
 def _within(value: float, bound: object) -> bool:
     if not math.isfinite(value):
         return False
-    match bound:
-        case Gt(gt):
-            return bool(value > gt)
-        case Ge(ge):
-            return bool(value >= ge)
-        case Le(le):
-            return bool(value <= le)
-        case Interval(ge=ge, le=le) if ge is not None and le is not None:
-            return bool(ge <= value <= le)
-    return True
+    low: Any = getattr(bound, "ge", None)
+    high: Any = getattr(bound, "le", None)
+    above: Any = getattr(bound, "gt", None)
+    return (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How an 8-bit image becomes the input of the suspect.
 
-    ``x = value_range[0] + (value_range[1] - value_range[0]) * pixel / 255``, channels in ``color_order``, then ``(x - mean) / std``.
-    Images of another size are resized to ``input_size`` (height, width), bilinear with antialiasing.
+    ``x = low + (high - low) * pixel / 255`` with ``(low, high) = value_range``, channels in ``color_order``, then
+    ``(x - mean) / std``. Images of another size are resized to ``input_size`` (height, width), bilinear with
+    antialiasing.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -83,7 +78,13 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Checked):
-    """What every method that trains shares: optimiser (Adam, cosine schedule per epoch to 0), augmentation and seed."""
+    """What every method that trains shares: Adam with a cosine schedule per epoch to 0, augmentation, seed.
+
+    Attributes:
+        crop_padding: Random crop of the input size after zero-padding by this many pixels.
+        rotation_degrees: Random rotation within ± this, nearest neighbour, black outside.
+        horizontal_flip: Mirror half of the images. Switch it off where mirroring changes the class, as for digits.
+    """
 
     epochs: Annotated[int, Interval(ge=1, le=10_000)] = 60
     batch_size: Annotated[int, Interval(ge=2, le=4096)] = 64
@@ -99,18 +100,19 @@ class Config(Checked):
 class MedicConfig(Config):
     """Importance-driven cloning (Xu et al., "MEDIC: Remove Model Backdoors via Importance Driven Cloning", CVPR 2023).
 
-    The defaults are those of preset ``default``. Each named option is a row in which the paper and its authors' published code differ.
+    The defaults are those of preset ``default``. Each named option is a row in which the paper and its authors'
+    published code differ.
 
     Attributes:
         temperature: τ of Eq. 2 and 3; multiplies the logits of both softmaxes.
         cloning_weight: λ, the weight of the cloning loss beside cross-entropy.
         layers: What is cloned: kinds (``convolution``, ``normalization``, ``linear``), module names, or ``authors``.
-        statistics: μ and σ ``per_channel`` over batch and position, with the authors' floor of σ near 1/√n; or ``per_neuron``
-            (channel and position), the population's.
-        gradient: Of ``batch_mean`` loss, so 1/B of each sample's own; or of each sample's own loss (``per_sample``).
+        statistics: μ and σ ``per_channel`` over batch and position, with the authors' floor of σ near 1/√n; or
+            ``per_neuron`` (channel and position), the population's.
+        gradient: Of the ``batch_mean`` loss, so 1/B of each sample's own; or of each sample's own (``per_sample``).
         impact: The gradient enters Eq. 3 ``signed``, or by ``magnitude`` as Appendix C argues.
-        compare: A layer whose output enters a ReLU is compared ``after_relu`` (and the gradient is read there), or at its own
-            ``output``. The activation term is always of the output.
+        compare: A layer whose output enters a ReLU is compared ``after_relu`` (and the gradient is read there), or at
+            its own ``output``. The activation term is always of the output.
     """
 
     method: Literal["medic"] = "medic"
@@ -132,7 +134,7 @@ class MedicConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ScratchConfig(Config):
-    """Training from scratch on the clean images alone, same optimiser and augmentation: the baseline that cloning has to beat."""
+    """Training from scratch on the clean images alone: the baseline that cloning has to beat."""
 
     method: Literal["scratch"] = "scratch"
 
@@ -184,8 +186,8 @@ def expand_preset(chosen: Mapping[str, Any]) -> dict[str, Any]:
         chosen: Fields of a removal config as the caller gave them, ``method`` and ``preset`` among them or not.
 
     Returns:
-        A dictionary with ``method`` and, for ``medic``, every field that the preset sets. An unknown preset or method is left as it is for
-        validation to name.
+        A dictionary with ``method`` and, for ``medic``, every field that the preset sets. An unknown preset or method
+        is left as it is for validation to name.
     """
     method = chosen.get("method", "medic")
     preset = PRESETS.get(chosen.get("preset", "default"), {}) if method == "medic" else {}

@@ -35,7 +35,7 @@ class ArchitectureMismatchError(MedicError):
 
 
 class LayerNotFoundError(MedicError):
-    """A layer that was chosen by name does not exist, a kind matches none, or its output was never seen in a forward pass."""
+    """A chosen layer does not exist, a chosen kind matches none, or an output was never seen in a forward pass."""
 
     code = "layer_not_found"
 

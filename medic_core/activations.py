@@ -1,0 +1,230 @@
+"""Look inside a model while it runs: which layers there are, what they put out, and the statistics of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.convnext import LayerNorm2d
+
+from medic_core.config import LAYER_KINDS
+from medic_core.errors import LayerNotFoundError
+
+KINDS: Mapping[str, tuple[type[nn.Module], ...]] = dict(
+    zip(
+        LAYER_KINDS,
+        (
+            (nn.modules.conv._ConvNd,),
+            (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm),
+            (nn.Linear,),
+        ),
+        strict=True,
+    )
+)
+_RELU = frozenset({F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
+
+
+@dataclass
+class Recorded:
+    """One layer's output in one forward pass.
+
+    Attributes:
+        output: As the layer returned it, ``(batch, *neurons)``.
+        rectified: What a ReLU made of it, if the output went straight into one; else None.
+    """
+
+    output: Tensor
+    rectified: Tensor | None = None
+
+
+@contextmanager
+def record_outputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Recorded]]:
+    """Record what ``layers`` put out during the one forward pass that the body of this context makes.
+
+    The model goes on with a copy of each output, so that an in-place operation downstream cannot rewrite the record;
+    gradients flow through it.
+
+    Yields:
+        Recorded outputs by layer name, filled in while the model runs.
+
+    Raises:
+        LayerNotFoundError: A layer does not exist, or its output was not seen exactly once.
+    """
+    modules = dict(model.named_modules())
+    layers = tuple(layers)
+    if unknown := [name for name in layers if name not in modules]:
+        raise LayerNotFoundError(*(f"the model has no layer {name!r}" for name in unknown))
+    records: dict[str, Recorded] = {}
+    handed_on = _RectifiedWatch()
+    problems: list[str] = []
+
+    def keep(name: str, output: Any) -> Any:
+        if name in records:
+            problems.append(f"layer {name!r} ran more than once in a forward pass")
+        if not isinstance(output, Tensor):
+            problems.append(f"layer {name!r} returned {type(output).__name__}, not a tensor")
+            return output
+        records[name] = Recorded(output)
+        return handed_on.watch(output.clone(), records[name])
+
+    with ExitStack() as stack:
+        for name in layers:
+            hook = modules[name].register_forward_hook(lambda _m, _i, output, name=name: keep(name, output))
+            stack.callback(hook.remove)
+        stack.enter_context(handed_on)
+        yield records
+    problems += [f"the output of layer {name!r} was never seen" for name in layers if name not in records]
+    if problems:
+        raise LayerNotFoundError(*problems)
+
+
+class _RectifiedWatch(TorchFunctionMode):
+    """Notices when a recorded output goes straight into a ReLU, module or function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watched: dict[int, tuple[Tensor, Recorded]] = {}
+
+    def watch(self, tensor: Tensor, record: Recorded) -> Tensor:
+        self._watched[id(tensor)] = (tensor, record)  # the tensor is kept, so its id stays its own
+        return tensor
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _RELU and args and id(args[0]) in self._watched:
+            self._watched[id(args[0])][1].rectified = result
+        return result
+
+
+def select_layers(
+    model: nn.Module, chosen: Sequence[str], *, authors: Sequence[str], images: Tensor
+) -> tuple[str, ...]:
+    """Resolve kinds and names to the layers of ``model``, in the order of its modules.
+
+    A kind stands for those layers of its kind that run: some (inside attention, say) are only parameter holders whose
+    ``forward`` is never called. A name must run.
+
+    Args:
+        model: In eval mode.
+        chosen: Kinds (``LAYER_KINDS``), ``authors``, or module names.
+        authors: What ``authors`` stands for.
+        images: A small batch for one forward pass, as the model takes it.
+
+    Raises:
+        LayerNotFoundError: Listing every name that does not exist or does not run once, and every kind without a layer.
+    """
+    running = _running_layers(model, images)
+    known = dict(model.named_modules())
+    picked: set[str] = set()
+    problems: list[str] = []
+    for choice in chosen:
+        if choice == "authors":
+            of_kind = [name for name in authors if name in running]
+        elif choice in KINDS:
+            of_kind = [name for name in running if isinstance(known[name], KINDS[choice])]
+        elif choice in known:
+            of_kind = [choice]
+        else:
+            problems.append(f"no layer and no kind is called {choice!r}; kinds are {', '.join(LAYER_KINDS)}, authors")
+            continue
+        picked.update(of_kind)
+        if not of_kind:
+            problems.append(f"no layer of kind {choice!r} runs in this model")
+    if problems:
+        raise LayerNotFoundError(*problems)
+    ordered = tuple(name for name in known if name in picked)
+    with torch.no_grad(), record_outputs(model, ordered):  # says which of them do not run once
+        model(images)
+    return ordered
+
+
+def _running_layers(model: nn.Module, images: Tensor) -> set[str]:
+    kinds = tuple(kind for group in KINDS.values() for kind in group)
+    seen: set[str] = set()
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if isinstance(module, kinds):
+                hook = module.register_forward_hook(lambda _m, _i, _o, name=name: seen.add(name))
+                stack.callback(hook.remove)
+        with torch.no_grad():
+            model(images)
+    return seen
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of one layer's output, shaped to broadcast against ``(batch, *neurons)``."""
+
+    mean: Tensor
+    std: Tensor
+
+
+def channel_axis(layer: nn.Module) -> Literal[1, -1]:
+    """Axis of a layer's channels: the last for linear and layer norm (tokens come before), else right after the batch."""
+    last = isinstance(layer, nn.Linear | nn.LayerNorm) and not isinstance(layer, LayerNorm2d)
+    return -1 if last else 1
+
+
+def layer_statistics(
+    model: nn.Module,
+    layers: Sequence[str],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    kind: Literal["per_channel", "per_neuron"],
+) -> dict[str, Statistics]:
+    """Estimate μ and σ of every layer's output in one pass (Algorithm 1, line 2).
+
+    ``per_channel`` is what the authors' code computes: batch means and unbiased within-batch variances over batch and
+    positions, weighted by batch size s: ``μ = Σ s μ_b / (1e-5 + Σ s)``, ``σ² = (1 + Σ s var_b) / (1e-5 + Σ s)`` over
+    at most 101 batches; the leftover 1 floors σ at 1/√n. ``per_neuron`` is the population's mean and variance of each
+    channel and position over the whole pass, ``σ = sqrt(var + 1e-5)``.
+
+    Args:
+        model: In eval mode.
+        layers: Names of the layers.
+        batches: Images as the model takes them, and labels (unused).
+        kind: Which of the two.
+    """
+    modules = dict(model.named_modules())
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    seen = 0
+    for number, (images, _) in enumerate(batches):
+        if kind == "per_channel" and number > 100:
+            break
+        with torch.no_grad(), record_outputs(model, layers) as records:
+            model(images)
+        seen += len(images)
+        for name in layers:
+            first, second = _moments(records[name].output, channel_axis(modules[name]), kind)
+            before = sums.get(name)
+            sums[name] = (before[0] + first, before[1] + second) if before else (first, second)
+    finish = _authors_statistics if kind == "per_channel" else _population_statistics
+    return {name: finish(*sums[name], seen) for name in layers}
+
+
+def _moments(output: Tensor, axis: int, kind: str) -> tuple[Tensor, Tensor]:
+    """Batch-size-weighted mean and variance per channel, or sum and sum of squares per neuron (in float64)."""
+    if kind == "per_neuron":
+        wide = output.double()  # E[x²] − E[x]² cancels in float32
+        return wide.sum(dim=0, keepdim=True), wide.square().sum(dim=0, keepdim=True)
+    others = [dim for dim in range(output.dim()) if dim != axis % output.dim()]
+    variance, mean = torch.var_mean(output, dim=others, keepdim=True, correction=1)
+    return len(output) * mean, len(output) * variance
+
+
+def _authors_statistics(means: Tensor, variances: Tensor, seen: int) -> Statistics:
+    return Statistics(means / (1e-5 + seen), ((1 + variances) / (1e-5 + seen)).sqrt())
+
+
+def _population_statistics(total: Tensor, squares: Tensor, seen: int) -> Statistics:
+    mean = total / seen
+    variance = (squares / seen - mean.square()).clamp(min=0)
+    return Statistics(mean.float(), (variance + 1e-5).sqrt().float())

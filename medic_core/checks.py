@@ -1,0 +1,61 @@
+"""Whether a suspect can be sanitized at all, before any training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from medic_core.data import Batches
+from medic_core.evaluation import Share, accuracy, confusion_matrix
+
+
+@dataclass(frozen=True)
+class ModelProblem:
+    """One reason, with a stable code and what to do about it."""
+
+    code: str
+    detail: str
+
+
+def problems_with(model: nn.Module, clean: Batches, *, num_classes: int) -> list[ModelProblem]:
+    """Return every reason why ``model`` cannot be sanitized with ``clean``; empty when it can.
+
+    Args:
+        model: In eval mode, on the device of the images.
+        clean: Clean labelled images.
+        num_classes: How many logits the model must return.
+    """
+    images, _ = next(clean.in_order())
+    with torch.no_grad():
+        logits = model(images)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), num_classes):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        detail = f"The model returned {shape} for {len(images)} images, not logits for {num_classes} classes."
+        return [ModelProblem("model_output_invalid", detail)]
+    if not bool(logits.isfinite().all()):
+        return [ModelProblem("model_not_finite", "The model returns NaN or infinite logits on the clean images.")]
+    right = accuracy(confusion_matrix(model, clean, num_classes=num_classes))
+    if above_chance(right, num_classes=num_classes):
+        return []
+    low, high = right.interval
+    return [
+        ModelProblem(
+            "baseline_below_chance",
+            f"The model gets only {right.count} of {right.n} clean images right ({right.value:.1%}, 95 % interval "
+            f"{low:.1%} to {high:.1%}; at least {minimum_accuracy(num_classes):.1%} is needed at its lower end). Check "
+            "the labels, the order of the class names, and the preprocessing (value range, mean, std, color order).",
+        )
+    ]
+
+
+def minimum_accuracy(num_classes: int) -> float:
+    """Clean accuracy that the lower Wilson bound must exceed: a fifth of the way from chance to perfect."""
+    chance = 1 / num_classes
+    return chance + 0.2 * (1 - chance)
+
+
+def above_chance(right: Share, *, num_classes: int) -> bool:
+    """Whether a clean accuracy is well above chance: with wrong labels or preprocessing, repair would be for nothing."""
+    return right.interval[0] > minimum_accuracy(num_classes)

@@ -1,0 +1,23 @@
+"""The model under suspicion, with the constructor that it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from medic_core.architectures import Architecture
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A model that may carry a backdoor.
+
+    Attributes:
+        model: Never changed by a removal.
+        architecture: Builds an untrained model of the same shape. Clones come from it, never from a copy of ``model``
+            with its modules reset: class tokens, bias tables and layer scales have no reset and would be carried over.
+    """
+
+    model: nn.Module
+    architecture: Architecture
