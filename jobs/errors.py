@@ -93,3 +93,15 @@ class DatabaseUnavailableError(JobsError):
     """The database did not answer in time; nothing was changed."""
 
     code = "database_unavailable"
+
+
+class QueueFullError(JobsError):
+    """As many jobs wait as the service accepts; nothing was changed."""
+
+    code = "queue_full"
+
+
+class InvalidKeyError(JobsError):
+    """The text does not look like an API key."""
+
+    code = "invalid_key"

@@ -238,3 +238,64 @@ class FilePage(Reply):
 
     files: tuple[File, ...]
     next: str | None = None
+
+
+# --- what is reported ----------------------------------------------------------------------------------------------------------
+
+
+class Measured(Reply):
+    """One share of ``n`` images with its Wilson 95 % interval."""
+
+    value: float
+    count: int
+    n: int
+    interval: Interval
+
+
+class Evaluation(Reply):
+    """One model on the test images, and on the triggered ones where there are any.
+
+    ``confusion`` has a row for each true class and a column for each predicted one, in the order of ``class_names``.
+    """
+
+    clean_accuracy: Measured
+    per_class: dict[str, Measured]
+    confusion: tuple[tuple[int, ...], ...]
+    attack_success_rate: Measured | None = None
+    recovery_accuracy: Measured | None = None
+    triggered_confusion: tuple[tuple[int, ...], ...] | None = None
+
+
+class Environment(Reply):
+    """What the weights depend on beside the inputs: with the same of these, a CPU gives the same bits."""
+
+    medic: str
+    torch: str
+    python: str
+    device: str
+    threads: int
+
+
+class Report(Reply):
+    """``report.json``: what was measured, on how many images, and which evidence is missing. It never says "clean"."""
+
+    schema_version: Literal[1] = 1
+    job_id: JobId
+    inputs: dict[Purpose, InputRecord]
+    outputs: dict[str, Digest]
+    architecture: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    removal: RemovalConfig
+    cloned_layers: tuple[str, ...]
+    train_samples: int
+    test_samples: int
+    test_source: Literal["test_data", "holdout"]
+    target_class: str | None
+    before: Evaluation
+    after: Evaluation
+    summary: Summary
+    warnings: tuple[str, ...]
+    missing_evidence: tuple[str, ...]
+    environment: Environment
+    seconds: dict[str, float]

@@ -168,7 +168,7 @@ class Statistics:
 
 
 def channel_axis(layer: nn.Module) -> Literal[1, -1]:
-    """Axis of a layer's channels: the last for linear and layer norm (tokens come before), else right after the batch."""
+    """Axis of a layer's channels: the last for linear and layer norm (tokens come first), else after the batch."""
     last = isinstance(layer, nn.Linear | nn.LayerNorm) and not isinstance(layer, LayerNorm2d)
     return -1 if last else 1
 

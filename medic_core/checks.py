@@ -45,7 +45,7 @@ def problems_with(model: nn.Module, clean: Batches, *, num_classes: int) -> list
             "baseline_below_chance",
             f"The model gets only {right.count} of {right.n} clean images right ({right.value:.1%}, 95 % interval "
             f"{low:.1%} to {high:.1%}; at least {minimum_accuracy(num_classes):.1%} is needed at its lower end). Check "
-            "the labels, the order of the class names, and the preprocessing (value range, mean, std, color order).",
+            "the labels, the order of the class names, and the preprocessing (range, mean, std, color order).",
         )
     ]
 
@@ -57,5 +57,5 @@ def minimum_accuracy(num_classes: int) -> float:
 
 
 def above_chance(right: Share, *, num_classes: int) -> bool:
-    """Whether a clean accuracy is well above chance: with wrong labels or preprocessing, repair would be for nothing."""
+    """Whether a clean accuracy is well above chance; with wrong labels or preprocessing it is not."""
     return right.interval[0] > minimum_accuracy(num_classes)

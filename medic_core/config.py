@@ -190,5 +190,6 @@ def expand_preset(chosen: Mapping[str, Any]) -> dict[str, Any]:
         is left as it is for validation to name.
     """
     method = chosen.get("method", "medic")
-    preset = PRESETS.get(chosen.get("preset", "default"), {}) if method == "medic" else {}
+    name = chosen.get("preset", "default")
+    preset = PRESETS.get(name, {}) if method == "medic" and isinstance(name, str) else {}
     return {"method": method, **preset, **chosen}

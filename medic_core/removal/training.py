@@ -111,7 +111,7 @@ def train(
         data: Images to train on, on the device of the model.
         config: Optimiser, schedule, augmentation, seed.
         losses: Of one batch of inputs and labels, with the graph to ``model``.
-        progress: Called after every step.
+        progress: Called at the start and after every step.
         checkpoint: Where the state goes after every epoch.
 
     Returns:
@@ -125,6 +125,7 @@ def train(
     state = store.load()
     done, history = _restore(state, model, optimizer) if state else (0, [])
     steps = data.steps(config)
+    progress(Progress(done * steps, config.epochs * steps, tuple(history)))
     for epoch in range(done, config.epochs):
         torch.manual_seed(config.seed * 1_000_003 + epoch)  # for layers that draw while training
         for group in optimizer.param_groups:

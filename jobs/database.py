@@ -1,0 +1,131 @@
+"""Engines for SQLite and PostgreSQL that behave alike: their clock, their transactions, their failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pysqlite3.dbapi2 as sqlite
+from sqlalchemy import URL, BigInteger, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from jobs.errors import DatabaseUnavailableError, StorageFullError
+from jobs.settings import Settings
+from jobs.tables import metadata
+
+BUSY_SECONDS = 30
+CREATING_TABLES = 0x6D656469  # any number that all our processes agree on
+SAFE_WAL = (3, 51, 3)  # older ones can lose commits in WAL mode
+
+
+class Now(FunctionElement[int]):
+    """The database's clock in milliseconds since the epoch, read when a row is looked at, not when the wait began."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(Now, "sqlite")
+def _now_on_sqlite(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(unixepoch('subsec') * 1000 AS INTEGER)"
+
+
+@compiles(Now, "postgresql")
+def _now_on_postgresql(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS BIGINT)"
+
+
+def open_engine(settings: Settings) -> Engine:
+    """Open the database that the settings name and make the tables that it lacks.
+
+    Raises:
+        DatabaseUnavailableError: It did not answer in time.
+    """
+    if settings.database_url is None:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        url = URL.create("sqlite", database=str(settings.data_dir / "medic.sqlite3"))
+    else:
+        url = make_url(settings.database_url.get_secret_value())
+    engine = sqlite_engine(url) if url.get_backend_name() == "sqlite" else postgresql_engine(url)
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CREATING_TABLES})
+        metadata.create_all(connection)
+    return engine
+
+
+def sqlite_engine(url: URL, *, synchronous: str = "FULL") -> Engine:
+    """Open a SQLite file through a SQLite that is newer than the interpreter's own."""
+    engine = create_engine(url, module=sqlite, connect_args={"timeout": BUSY_SECONDS}, pool_size=20, max_overflow=20)
+    journal_mode = "WAL" if sqlite.sqlite_version_info >= SAFE_WAL else "DELETE"
+
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # transactions begin below, not where the driver guesses
+        connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "connect", configure)
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+def postgresql_engine(url: URL) -> Engine:
+    """Open PostgreSQL; no statement waits for ever, and a connection that died while idle is replaced."""
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        connect_args={"connect_timeout": 5, "options": f"-c statement_timeout={BUSY_SECONDS}s"},
+        pool_pre_ping=True,
+        pool_size=20,
+        max_overflow=20,
+    )
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that only reads.
+
+    Raises:
+        DatabaseUnavailableError: The database did not answer in time.
+    """
+    with _failures_named(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """Open a transaction that writes, committed when the block ends well. On SQLite there is one at a time.
+
+    Raises:
+        DatabaseUnavailableError: The database did not answer in time; nothing was changed.
+        StorageFullError: Its disk has no room; nothing was changed.
+    """
+    with _failures_named(), engine.execution_options(writes=True).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise DatabaseUnavailableError("too many wait for the database") from error
+    except (OperationalError, InterfaceError) as error:
+        if _disk_is_full(error):
+            raise StorageFullError("no room left on the database's disk; nothing was changed") from error
+        raise DatabaseUnavailableError("the database does not answer; nothing was changed") from error
+
+
+def _disk_is_full(error: DBAPIError) -> bool:
+    sqlite_name = getattr(error.orig, "sqlite_errorname", None)
+    postgresql_state = getattr(error.orig, "sqlstate", None)
+    return sqlite_name == "SQLITE_FULL" or postgresql_state == "53100"

@@ -1,0 +1,23 @@
+"""What tests of several rooms share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import RunningRedis, postgresql_server, redis_server
+
+
+@pytest.fixture
+def running_redis() -> Iterator[RunningRedis]:
+    """A Redis of one's own, to be stopped and killed at will."""
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The URL of a PostgreSQL in which tests make databases of their own."""
+    with postgresql_server() as url:
+        yield url

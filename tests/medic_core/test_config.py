@@ -1,0 +1,55 @@
+"""One place for every setting: bounds hold however a config is made, and presets expand as documented."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from medic_core.config import PRESETS, InvalidConfigError, MedicConfig, ScratchConfig, expand_preset
+
+OUT_OF_BOUNDS = {
+    "epochs": 0,
+    "batch_size": 1,
+    "learning_rate": 0.0,
+    "weight_decay": -0.1,
+    "crop_padding": -1,
+    "rotation_degrees": 181.0,
+    "seed": -1,
+    "temperature": float("nan"),
+    "cloning_weight": float("inf"),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_BOUNDS.items())
+def test_a_value_out_of_bounds_is_refused_in_python_and_over_http(field: str, value: float) -> None:
+    with pytest.raises(InvalidConfigError, match=field):
+        MedicConfig(**{field: value})
+    with pytest.raises(ValidationError, match=field):
+        TypeAdapter(MedicConfig).validate_python({field: value})
+
+
+def test_an_empty_choice_of_layers_is_refused() -> None:
+    with pytest.raises(InvalidConfigError, match="layers"):
+        MedicConfig(layers=())
+
+
+@pytest.mark.parametrize("config", [MedicConfig, ScratchConfig])
+def test_a_misspelt_key_is_an_error(config: type) -> None:
+    with pytest.raises(ValidationError, match="temprature"):
+        TypeAdapter(config).validate_python({"temprature": 5})
+
+
+@given(st.sampled_from(sorted(PRESETS)), st.floats(0.1, 10))
+def test_what_the_caller_sets_wins_over_the_preset(preset: str, temperature: float) -> None:
+    expanded = expand_preset({"preset": preset, "temperature": temperature})
+    config = TypeAdapter(MedicConfig).validate_python(expanded)
+    assert config.temperature == temperature
+    for field, value in PRESETS[preset].items():
+        if field != "temperature":
+            assert getattr(config, field) == value
+
+
+def test_the_defaults_are_the_default_preset() -> None:
+    assert TypeAdapter(MedicConfig).validate_python(expand_preset({})) == MedicConfig()

@@ -1,0 +1,47 @@
+"""The polling worker, ``python -m worker``: for one machine, no broker. It sweeps as well."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+
+from jobs.errors import DatabaseUnavailableError
+from jobs.queue import NoQueue
+from jobs.sweeper import sweep_forever
+from worker.resources import Resources, resources
+from worker.run import run
+
+log = logging.getLogger(__name__)
+
+
+def poll(opened: Resources) -> None:
+    """Run waiting jobs one after the other, until asked to stop."""
+    while not opened.stopping.is_set():
+        try:
+            for job_id in opened.jobs.claimable(limit=1):
+                run(job_id, jobs=opened.jobs, supervise=opened.supervise)
+        except DatabaseUnavailableError as error:
+            log.warning("%s", error)
+        opened.stopping.wait(opened.settings.poll_seconds)
+
+
+def main() -> None:
+    """Poll until SIGTERM or SIGINT; the running job then goes back to the queue."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    opened = resources()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: opened.stopping.set())
+    sweeper = threading.Thread(
+        target=sweep_forever,
+        args=(opened.jobs, opened.artifacts, NoQueue(), opened.settings, opened.stopping),
+        daemon=True,
+    )
+    sweeper.start()
+    log.info("worker ready, polling")
+    poll(opened)
+
+
+if __name__ == "__main__":
+    main()

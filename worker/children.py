@@ -1,0 +1,192 @@
+"""Start one child process and watch it until it ends, or end it: cancel, lost lease, deadline, stall, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+PARENT_PID = "MEDIC_PARENT_PID"
+EVENTS_FD = "MEDIC_EVENTS_FD"
+
+Reason = Literal["ended", "cancelled", "lease_lost", "deadline", "stalled", "stopped"]
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child came to its end.
+
+    Attributes:
+        reason: ``ended`` by itself, or why it was killed.
+        returncode: As ``subprocess`` gives it: negative for a signal.
+    """
+
+    reason: Reason
+    returncode: int
+
+
+@dataclass
+class Watch:
+    """Why a child would have to end, besides ending by itself. Times are ``time.monotonic()``."""
+
+    deadline: float
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    lease_lost: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def reason_to_end(self, last_sign: float, stall_seconds: float) -> Reason | None:
+        """Return why a child that last reported at ``last_sign`` has to end now, None if it may go on."""
+        now = time.monotonic()
+        if self.lease_lost.is_set():
+            return "lease_lost"
+        if self.cancelled.is_set():
+            return "cancelled"
+        if self.stopped.is_set():
+            return "stopped"
+        if now > self.deadline:
+            return "deadline"
+        return "stalled" if now > last_sign + stall_seconds else None
+
+
+def run_child(
+    module: str,
+    task_dir: Path,
+    *,
+    watch: Watch,
+    stall_seconds: float,
+    on_event: Callable[[Event], None],
+    poll_seconds: float = 0.1,
+) -> Ended:
+    """Run ``python -m module task_dir`` in a process group of its own, to its end or until ``watch`` says so.
+
+    The child writes events as JSON lines to the descriptor that ``MEDIC_EVENTS_FD`` names; each is answered by a line on
+    its standard input once ``on_event`` has returned, so that a child can wait until a checkpoint is safe. When this
+    process dies, however it dies, the kernel kills the child: it must be started by the thread that waits for it, since
+    the kernel's signal follows that thread.
+
+    Args:
+        module: Of this package.
+        task_dir: Its only argument, and its working directory.
+        watch: Looked at ten times a second.
+        stall_seconds: Longest time without any event.
+        on_event: Called for each event, in order.
+        poll_seconds: How often to look.
+    """
+    reading, writing = os.pipe()
+    environment = {**os.environ, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
+    with open(reading, "rb", buffering=0) as events:  # noqa: PTH123 - a descriptor, not a path
+        with _started(module, task_dir, environment, writing) as child:
+            reason = _follow(child, events, watch, stall_seconds, on_event, poll_seconds)
+            if reason != "ended":
+                _kill(child)
+            child.wait()
+            _kill(child)  # whatever the child itself has left behind in its group
+        return Ended(reason, child.returncode)
+
+
+@contextmanager
+def _started(
+    module: str, task_dir: Path, environment: dict[str, str], writing: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        child = subprocess.Popen(  # noqa: S603 - our own module, no shell
+            [sys.executable, "-m", module, str(task_dir)],
+            stdin=subprocess.PIPE,
+            stdout=sys.stderr,
+            env=environment,
+            pass_fds=[writing],
+            process_group=0,
+        )
+    finally:
+        os.close(writing)
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            _kill(child)
+        if child.stdin:
+            child.stdin.close()
+        child.wait()
+
+
+def _follow(
+    child: subprocess.Popen[bytes],
+    events: Any,
+    watch: Watch,
+    stall_seconds: float,
+    on_event: Callable[[Event], None],
+    poll_seconds: float,
+) -> Reason:
+    last_sign = time.monotonic()
+    pending = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(events, selectors.EVENT_READ)
+        while True:
+            if selector.select(poll_seconds):
+                data = events.read(65536)
+                if not data:  # every holder of the writing end is gone: the child has ended, or closed it and hangs
+                    return _await_end(child, watch, stall_seconds, poll_seconds)
+                *lines, pending = (pending + data).split(b"\n")
+                for line in lines:
+                    on_event(json.loads(line))
+                    _answer(child)
+                last_sign = time.monotonic()
+            if reason := watch.reason_to_end(last_sign, stall_seconds):
+                return reason
+
+
+def _await_end(child: subprocess.Popen[bytes], watch: Watch, stall_seconds: float, poll_seconds: float) -> Reason:
+    since = time.monotonic()
+    while True:
+        try:
+            child.wait(poll_seconds)
+        except subprocess.TimeoutExpired:
+            if reason := watch.reason_to_end(since, stall_seconds):
+                return reason
+        else:
+            return "ended"
+
+
+def _answer(child: subprocess.Popen[bytes]) -> None:
+    if child.stdin is None:
+        return
+    try:
+        child.stdin.write(b"ok\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        return  # the child has just died; its exit status will say how
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # nobody is left in the group
+
+
+class Events:
+    """The child's end: report to the supervisor and wait until it has heard."""
+
+    def __init__(self) -> None:
+        self._writing = int(os.environ[EVENTS_FD])
+
+    def send(self, event: Event) -> None:
+        """Send one event; returns once the supervisor has dealt with it.
+
+        Raises:
+            SystemExit: The supervisor is gone.
+        """
+        os.write(self._writing, json.dumps(event).encode() + b"\n")
+        if not sys.stdin.readline():
+            raise SystemExit(1)

@@ -1,0 +1,72 @@
+"""``python -m worker.demo OUT_DIR``: a small backdoored classifier and the data to repair and judge it.
+
+The data are scikit-learn's 1,797 handwritten digits as 32×32 RGB images, split into training, clean and test images
+without overlap. The classifier is trained on the training images, a share of which carries the BadNet patch and the
+target's label. Written are ``suspect.pth``, ``clean.zip``, ``test.zip``, ``triggered.zip`` (the test images with the
+patch, in folders of their true class) and ``info.json`` (how a job on them is to be configured).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from medic_core.architectures import Architecture, find_architecture
+from medic_core.attacks.poisoning import poison
+from medic_core.attacks.triggers import badnet
+from medic_core.config import Preprocessing, ScratchConfig
+from medic_core.data import Batches
+from medic_core.removal import Progress, Suspect, remove_backdoor
+from worker.trigger import write_images
+
+ARCHITECTURE = "medic/wide_resnet10_1"
+TARGET = 7
+POISONED_SHARE = 0.1
+TRAINING_IMAGES, CLEAN_IMAGES = 1120, 280  # clean: a quarter of training
+TRAINING = ScratchConfig(epochs=15, crop_padding=2, horizontal_flip=False)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, ``uint8`` ``(n, 3, 32, 32)``, and labels 0 to 9; no image is in two of the three."""
+
+    training: tuple[Tensor, Tensor]
+    clean: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+
+def split_digits(seed: int) -> Split:
+    """Split the digits by class under ``seed``."""
+    digits = load_digits()
+    order = np.arange(len(digits.target))
+    training, rest = train_test_split(order, train_size=TRAINING_IMAGES, stratify=digits.target, random_state=seed)
+    clean, test = train_test_split(rest, train_size=CLEAN_IMAGES, stratify=digits.target[rest], random_state=seed)
+    images = _enlarged(torch.from_numpy(digits.images).float() / 16)
+    labels = torch.from_numpy(digits.target).long()
+    return Split(*((images[chosen], labels[chosen]) for chosen in map(torch.from_numpy, (training, clean, test))))
+
+
+def _enlarged(gray: Tensor) -> Tensor:
+    """Turn ``(n, 8, 8)`` in [0, 1] into 8-bit RGB images of 32×32 pixels."""
+    large = F.interpolate(gray[:, None], size=(32, 32), mode="bilinear", align_corners=False)
+    return (large * 255).round().to(torch.uint8).repeat(1, 3, 1, 1)
+
+
+def train_suspect(training: tuple[Tensor, Tensor], *, seed: int) -> tuple[nn.Module, Architecture]:
+    """Train a classifier that sees the digit ``TARGET`` wherever the patch is."""
+    architecture = find_architecture(ARCHITECTURE, num_classes=10)
+    images, labels = poison(*training, trigger=badnet, target=TARGET, share=POISONED_SHARE, seed=seed)
+    untrained = Suspect(architecture.build(), architecture)
+    config = TRAINING
+    return remove_backdoor(untrained, Batches(images, labels, Preprocessing()), config), architecture

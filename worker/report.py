@@ -1,0 +1,148 @@
+"""From counts to the records that a job gives back: evaluation, summary, report, and how to run the weights again."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.models import Comparison, Environment, Evaluation, InputRecord, Measured, ModelRecord, Purpose, Summary
+from medic_core.evaluation import (
+    Share,
+    accuracy,
+    accuracy_per_class,
+    attack_success,
+    defense_effectiveness_rating,
+    recovery,
+)
+from worker.task import Intake, Task
+
+
+def evaluation(clean: Tensor, triggered: Tensor | None, *, class_names: tuple[str, ...], target: int | None) -> Evaluation:
+    """Describe one model by its confusion matrices.
+
+    Args:
+        clean: Of the test images.
+        triggered: Of the triggered images by true class, with their ``target``; None without such.
+        class_names: In the order of the rows.
+        target: Index of the target class.
+    """
+    per_class = zip(class_names, accuracy_per_class(clean), strict=True)
+    attacked: dict[str, Any] = {}
+    if triggered is not None and target is not None:
+        attacked = {
+            "attack_success_rate": _measured(attack_success(triggered, target=target)),
+            "recovery_accuracy": _measured(recovery(triggered, target=target)),
+            "triggered_confusion": triggered.tolist(),
+        }
+    return Evaluation(
+        clean_accuracy=_measured(accuracy(clean)),
+        per_class={name: _measured(share) for name, share in per_class if share.n},
+        confusion=clean.tolist(),
+        **attacked,
+    )
+
+
+def _measured(share: Share) -> Measured:
+    return Measured(value=share.value, count=share.count, n=share.n, interval=share.interval)
+
+
+def summary(before: Evaluation, after: Evaluation) -> Summary:
+    """Set the figures of suspect and clone side by side."""
+    if before.attack_success_rate is None or after.attack_success_rate is None:
+        return Summary(clean_accuracy=_compared(before.clean_accuracy, after.clean_accuracy))
+    return Summary(
+        clean_accuracy=_compared(before.clean_accuracy, after.clean_accuracy),
+        attack_success_rate=_compared(before.attack_success_rate, after.attack_success_rate),
+        recovery_accuracy=_both(before.recovery_accuracy, after.recovery_accuracy),
+        defense_effectiveness_rating=defense_effectiveness_rating(
+            accuracy_before=before.clean_accuracy.value,
+            accuracy_after=after.clean_accuracy.value,
+            success_before=before.attack_success_rate.value,
+            success_after=after.attack_success_rate.value,
+        ),
+    )
+
+
+def _both(before: Measured | None, after: Measured | None) -> Comparison | None:
+    return _compared(before, after) if before and after else None
+
+
+def _compared(before: Measured, after: Measured) -> Comparison:
+    return Comparison(
+        before=before.value,
+        after=after.value,
+        n=after.n,
+        interval_before=before.interval,
+        interval_after=after.interval,
+    )
+
+
+def input_records(task: Task, intake: Intake) -> dict[Purpose, InputRecord]:
+    """Describe every input: whose bytes, how many, what was found in them."""
+    records: dict[Purpose, InputRecord] = {}
+    for role, file in task.files.items():
+        found = intake.inputs[role]
+        known = {
+            "file_id": file.id,
+            "sha256": file.sha256,
+            "bytes": file.bytes,
+            "format": found.format,
+            "samples": found.samples,
+        }
+        if role == "model":
+            architecture = task.spec.model.architecture
+            records[role] = ModelRecord(**known, architecture=architecture, num_classes=len(intake.class_names))
+        else:
+            records[role] = InputRecord(**known)
+    return records
+
+
+def output_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each file."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def environment(device: torch.device) -> Environment:
+    """Say what the weights depend on beside the inputs."""
+    return Environment(
+        medic=version("medic"),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        device=str(device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def missing_evidence(*, triggered: bool, test_source: str) -> tuple[str, ...]:
+    """Say in sentences what was not measured."""
+    missing = []
+    if not triggered:
+        missing.append("No triggered data were given: attack success and recovery were not measured.")
+    if test_source == "holdout":
+        missing.append("No test data were given: accuracy was measured on a fifth of the clean data, held out of training.")
+    return tuple(missing)
+
+
+def model_config(task: Task, class_names: tuple[str, ...]) -> Mapping[str, Any]:
+    """What is needed to build the model again and to feed it, under timm's names."""
+    model = task.spec.model
+    preprocessing = asdict(model.preprocessing)
+    return {
+        "architecture": model.architecture,
+        "model_args": model.options,
+        "num_classes": len(class_names),
+        "label_names": list(class_names),
+        "pretrained_cfg": {
+            "input_size": [3, *preprocessing.pop("input_size")],
+            **preprocessing,
+            "num_classes": len(class_names),
+        },
+    }

@@ -1,0 +1,216 @@
+"""The trainer's work: prepared tensors in; repaired weights, evidence and report out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jobs.models import Evaluation, Failure, Phase, Problem, Report
+from medic_core.architectures import find_architecture
+from medic_core.checks import problems_with
+from medic_core.config import MedicConfig
+from medic_core.data import Batches, stratified_holdout
+from medic_core.errors import MedicError
+from medic_core.evaluation import confusion_matrix
+from medic_core.removal import Checkpoint, Progress, Suspect, remove_backdoor
+from medic_core.removal.medic import layers_to_clone
+from worker import report as reporting
+from worker.loading.weights import write_twin
+from worker.task import OUT_FOLDER, DataRole, Intake, Result, Task, prepared_data, prepared_suspect
+
+HOLDOUT_SHARE = 0.2
+
+Advance = Callable[[Phase, Progress | None], None]
+History = tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What intake wrote, as tensors on the device."""
+
+    suspect: Suspect
+    tensors: Mapping[str, Tensor]
+    train: Batches
+    test: Batches
+    test_source: Literal["test_data", "holdout"]
+    triggered: Batches | None
+    target: int | None
+
+
+def sanitize(
+    task: Task,
+    intake: Intake,
+    task_dir: Path,
+    *,
+    device: torch.device,
+    checkpoint: Checkpoint,
+    advance: Advance,
+) -> Result:
+    """Repair the suspect of ``task`` and write all that the job gives back into ``task_dir``'s ``out/``.
+
+    Args:
+        task: What is asked for.
+        intake: What was found in the inputs.
+        task_dir: Where intake left its tensors.
+        device: To train on.
+        checkpoint: Where the state after each epoch goes.
+        advance: Told of each phase, and of the progress of cloning.
+
+    Returns:
+        Summary and artifacts, or a failure that the user can do something about.
+    """
+    seconds: dict[str, float] = {}
+    try:
+        with _timed(seconds, "baseline"):
+            advance("baseline", None)
+            data = _prepare(task, intake, task_dir, device)
+            if problems := problems_with(data.suspect.model, data.train, num_classes=len(intake.class_names)):
+                return _refused([Problem(code=each.code, detail=each.detail) for each in problems])
+            before = _evaluate(data.suspect.model, data, intake.class_names)
+        with _timed(seconds, "clone"):
+            advance("clone", None)
+            clone, history = _repair(task, data, checkpoint, advance)
+        with _timed(seconds, "evaluate"):
+            advance("evaluate", None)
+            after = _evaluate(clone, data, intake.class_names)
+    except MedicError as error:
+        return _refused([Problem(code=error.code, detail=each) for each in error.problems])
+    out = task_dir / OUT_FOLDER
+    out.mkdir(exist_ok=True)
+    made = _write_weights(clone, data.tensors, task, intake, out)
+    made |= _write_metrics(history, out)
+    report = _report(task, intake, data, before, after, seconds, device, out, made)
+    (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n")
+    return Result(summary=report.summary, artifacts={**made, "report.json": "application/json"})
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def _prepare(task: Task, intake: Intake, task_dir: Path, device: torch.device) -> Prepared:
+    spec = task.spec
+    tensors = load_file(prepared_suspect(task_dir))
+    architecture = find_architecture(
+        spec.model.architecture, num_classes=len(intake.class_names), options=spec.model.options
+    )
+    model = architecture.build()
+    model.load_state_dict(
+        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    )
+
+    def read(role: DataRole) -> Batches:
+        stored = load_file(prepared_data(task_dir, role))
+        return Batches(stored["images"], stored["labels"], spec.model.preprocessing).to(device)
+
+    clean = read("clean")
+    if spec.test_data:
+        train, test = clean, read("test")
+    else:
+        kept, held = stratified_holdout(clean.labels.cpu(), share=HOLDOUT_SHARE, seed=spec.removal.seed)
+        train, test = clean.select(kept), clean.select(held)
+    return Prepared(
+        suspect=Suspect(model.to(device).eval(), architecture),
+        tensors=tensors,
+        train=train,
+        test=test,
+        test_source="test_data" if spec.test_data else "holdout",
+        triggered=read("triggered") if spec.triggered_data else None,
+        target=intake.class_names.index(spec.triggered_data.target_class) if spec.triggered_data else None,
+    )
+
+
+def _evaluate(model: nn.Module, data: Prepared, class_names: tuple[str, ...]) -> Evaluation:
+    count = len(class_names)
+    clean = confusion_matrix(model, data.test, num_classes=count)
+    triggered = confusion_matrix(model, data.triggered, num_classes=count) if data.triggered else None
+    return reporting.evaluation(clean, triggered, class_names=class_names, target=data.target)
+
+
+def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance) -> tuple[nn.Module, History]:
+    history: History = ()
+
+    def heard(progress: Progress) -> None:
+        nonlocal history
+        history = progress.history
+        advance("clone", progress)
+
+    clone = remove_backdoor(data.suspect, data.train, task.spec.removal, progress=heard, checkpoint=checkpoint)
+    return clone, history
+
+
+def _refused(problems: list[Problem]) -> Result:
+    failure = Failure(
+        code=problems[0].code, error_class="user", message=problems[0].detail, problems=tuple(problems)
+    )
+    return Result(failure=failure)
+
+
+def _write_weights(
+    clone: nn.Module, given: Mapping[str, Tensor], task: Task, intake: Intake, out: Path
+) -> dict[str, str]:
+    """Write the clone with keys, shapes and dtypes of the input: as safetensors, and in the input's own container."""
+    state = clone.state_dict()
+    tensors = {name: state[name].to("cpu", tensor.dtype).contiguous() for name, tensor in given.items()}
+    save_file(tensors, out / "model.safetensors")
+    made = {"model.safetensors": "application/octet-stream", "config.json": "application/json"}
+    if intake.container and intake.container.format != "safetensors":
+        write_twin(out / "model.pth", tensors, intake.container)
+        made["model.pth"] = "application/octet-stream"
+    config = reporting.model_config(task, intake.class_names)
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return made
+
+
+def _write_metrics(history: History, out: Path) -> dict[str, str]:
+    (out / "metrics.jsonl").write_text("".join(json.dumps(dict(epoch)) + "\n" for epoch in history))
+    return {"metrics.jsonl": "application/x-ndjson"}
+
+
+def _report(
+    task: Task,
+    intake: Intake,
+    data: Prepared,
+    before: Evaluation,
+    after: Evaluation,
+    seconds: dict[str, float],
+    device: torch.device,
+    out: Path,
+    made: Mapping[str, str],
+) -> Report:
+    removal = task.spec.removal
+    return Report(
+        job_id=task.job_id,
+        inputs=reporting.input_records(task, intake),
+        outputs=reporting.output_digests(out, made),
+        architecture=task.spec.model.architecture,
+        class_names=intake.class_names,
+        preprocessing=task.spec.model.preprocessing,
+        removal=removal,
+        cloned_layers=layers_to_clone(data.suspect, data.train, removal) if isinstance(removal, MedicConfig) else (),
+        train_samples=len(data.train),
+        test_samples=len(data.test),
+        test_source=data.test_source,
+        target_class=task.spec.triggered_data.target_class if task.spec.triggered_data else None,
+        before=before,
+        after=after,
+        summary=reporting.summary(before, after),
+        warnings=intake.warnings,
+        missing_evidence=reporting.missing_evidence(
+            triggered=data.triggered is not None, test_source=data.test_source
+        ),
+        environment=reporting.environment(device),
+        seconds=seconds,
+    )

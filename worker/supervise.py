@@ -1,0 +1,232 @@
+"""Supervise one claimed job: lease, children one at a time, checkpoints, progress; and say how it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.artifacts import ArtifactStore
+from jobs.claims import (
+    Cancelled,
+    CheckpointRecord,
+    Claim,
+    Crashed,
+    Failed,
+    InputInspection,
+    Inspection,
+    Outcome,
+    Released,
+    Succeeded,
+)
+from jobs.errors import BlobMissingError, DatabaseUnavailableError, StorageFullError
+from jobs.models import Artifact, Failure, FailureClass, Phase, Progress, Purpose
+from jobs.settings import Settings
+from jobs.store import JobStore
+from worker.children import Ended, Event, Watch, run_child
+from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, Inputs, Intake, Result, Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """Runs claimed jobs on this machine, one at a time.
+
+    Attributes:
+        jobs: The store.
+        artifacts: Where inputs, checkpoints and results lie.
+        settings: Lease, limits, folders.
+        stopping: Set when this worker has to end; the running job goes back to the queue.
+    """
+
+    jobs: JobStore
+    artifacts: ArtifactStore
+    settings: Settings
+    stopping: threading.Event
+
+    def __call__(self, claim: Claim) -> Outcome | None:
+        """Run ``claim`` to an outcome; None when another worker has it by now. Never raises for the job's own faults."""
+        watch = Watch(deadline=time.monotonic() + claim.seconds_left, stopped=self.stopping)
+        try:
+            with self._heartbeat(claim, watch), self._workplace(claim) as task_dir:
+                outcome = _Run(self, claim, watch, task_dir).outcome()
+        except BlobMissingError as error:
+            outcome = Failed(failure("input_missing", "infrastructure", str(error)))
+        except StorageFullError as error:
+            outcome = Crashed(failure("storage_full", "resource", str(error), retryable=True))
+        return None if watch.lease_lost.is_set() else outcome
+
+    @contextmanager
+    def _heartbeat(self, claim: Claim, watch: Watch) -> Iterator[None]:
+        """Renew the lease from a thread, and hear from the row whether to go on."""
+        over = threading.Event()
+        interval = min(self.settings.lease_seconds / 6, 1.0)  # a second at most: cancel comes the same way
+
+        def beat() -> None:
+            while not over.wait(interval):
+                try:
+                    state = self.jobs.beat(claim)
+                except DatabaseUnavailableError as error:
+                    log.warning("job %s: lease not renewed: %s", claim.job_id, error)
+                    continue
+                if state is None:
+                    watch.lease_lost.set()
+                    return
+                if state == "cancelling":
+                    watch.cancelled.set()
+
+        thread = threading.Thread(target=beat, name=f"lease-{claim.job_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    @contextmanager
+    def _workplace(self, claim: Claim) -> Iterator[Path]:
+        """Make a folder for this attempt; those that killed attempts at the job left behind are removed."""
+        work = self.settings.data_dir / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        for left in work.glob(f"{claim.job_id}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        place = work / f"{claim.job_id}-{claim.token}"
+        place.mkdir()
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@dataclass
+class _Run:
+    """One attempt at a job."""
+
+    supervisor: Supervisor
+    claim: Claim
+    watch: Watch
+    task_dir: Path
+
+    def outcome(self) -> Outcome:
+        self._advance("fetch")
+        checkpoint = self.claim.checkpoint
+        task = Task(
+            job_id=self.claim.job_id,
+            spec=self.claim.spec,
+            inputs=Inputs.model_validate(
+                {role: self._fetched(file.sha256) for role, file in self.claim.inputs.items()}
+            ),
+            files=dict(self.claim.inputs),
+            checkpoint=self._fetched(checkpoint.sha256) if checkpoint else None,
+            threads=self.supervisor.settings.threads,
+            device=self.supervisor.settings.device,
+        )
+        (self.task_dir / TASK_FILE).write_text(task.model_dump_json())
+        self._advance("inspect")
+        ended = self._child("worker.intake", stall_seconds=self.supervisor.settings.intake_seconds)
+        if bad := self._bad_end(ended, "intake"):
+            return bad
+        intake = Intake.model_validate_json((self.task_dir / INTAKE_FILE).read_bytes())
+        self._inspected(intake)
+        if intake.problems:
+            return Failed(_refusal(intake))
+        ended = self._child("worker.trainer", stall_seconds=self.supervisor.settings.stall_seconds)
+        if bad := self._bad_end(ended, "trainer"):
+            return bad
+        return self._collected(Result.model_validate_json((self.task_dir / RESULT_FILE).read_bytes()))
+
+    def _child(self, module: str, *, stall_seconds: float) -> Ended:
+        return run_child(
+            module, self.task_dir, watch=self.watch, stall_seconds=stall_seconds, on_event=self._heard
+        )
+
+    def _heard(self, event: Event) -> None:
+        """Relay a child's progress, and make its checkpoint safe before it goes on."""
+        if path := event.get("checkpoint"):
+            blob = self.supervisor.artifacts.put_file(Path(path))
+            kept = self.supervisor.jobs.save_checkpoint(self.claim, CheckpointRecord(blob.sha256, event["epoch"]))
+            Path(path).unlink()
+            if kept:
+                log.info("job %s: checkpoint of epoch %d kept", self.claim.job_id, event["epoch"])
+        else:
+            progress = event.get("progress")
+            self._advance(event["phase"], Progress.model_validate(progress) if progress else None)
+
+    def _advance(self, phase: Phase, progress: Progress | None = None) -> None:
+        if not self.supervisor.jobs.advance(self.claim, phase=phase, progress=progress):
+            log.info("job %s: progress refused", self.claim.job_id)  # cancelling, or lost: the next beat says which
+
+    def _fetched(self, sha256: str) -> Path:
+        """Where an input can be read, once its bytes are shown to be those that were uploaded."""
+        path = self.supervisor.artifacts.path(sha256)
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise BlobMissingError(f"the stored bytes of {sha256} have changed on disk")
+        return path
+
+    def _inspected(self, intake: Intake) -> None:
+        found: dict[Purpose, InputInspection] = {
+            role: InputInspection(
+                format=record.format, samples=record.samples, details=record.model_dump(mode="json", exclude_none=True)
+            )
+            for role, record in intake.inputs.items()
+        }
+        self.supervisor.jobs.inspected(
+            self.claim, Inspection(num_classes=intake.num_classes, inputs=found, warnings=tuple(intake.warnings))
+        )
+
+    def _bad_end(self, ended: Ended, child: str) -> Outcome | None:
+        """The outcome of a child that did not end well by itself, None for one that did."""
+        match ended.reason:
+            case "cancelled" | "lease_lost":
+                return Cancelled()  # of a lost lease nothing is written
+            case "stopped":
+                return Released()
+            case "deadline":
+                return Failed(failure("deadline_exceeded", "timeout", "The job did not end before its deadline."))
+            case "stalled":
+                message = f"The {child} process made no progress for too long and was ended."
+                return Crashed(failure("stalled", "timeout", message, retryable=True))
+            case "ended" if ended.returncode == 0:
+                return None
+        if ended.returncode < 0:
+            message = f"The {child} process was killed by {signal.Signals(-ended.returncode).name}."
+            return Crashed(failure(f"{child}_killed", "resource", message, retryable=True))
+        return Failed(failure("internal_error", "internal", f"The {child} process ended by an unexpected error."))
+
+    def _collected(self, result: Result) -> Outcome:
+        """Store what the trainer made."""
+        if result.failure:
+            retry = result.failure.error_class in ("resource", "infrastructure")
+            return Crashed(result.failure) if retry else Failed(result.failure)
+        if result.summary is None:
+            return Failed(failure("internal_error", "internal", "The trainer process left no summary."))
+        made = []
+        for name, media_type in result.artifacts.items():
+            blob = self.supervisor.artifacts.put_file(self.task_dir / OUT_FOLDER / name)
+            made.append(Artifact(name=name, sha256=blob.sha256, bytes=blob.size, media_type=media_type))
+        return Succeeded(summary=result.summary, artifacts=tuple(made), warnings=result.warnings)
+
+
+def failure(code: str, error_class: FailureClass, message: str, *, retryable: bool = False) -> Failure:
+    """Build a failure of one reason."""
+    return Failure(code=code, error_class=error_class, message=message, retryable=retryable)
+
+
+def _refusal(intake: Intake) -> Failure:
+    first = intake.problems[0]
+    return Failure(
+        code=first.code,
+        error_class="user",
+        message=first.detail if len(intake.problems) == 1 else f"{len(intake.problems)} problems; first: {first.detail}",
+        pointer=first.pointer,
+        problems=tuple(intake.problems),
+    )

@@ -1,0 +1,124 @@
+"""What crosses the borders between the supervisor and its children: the task going in, what intake found coming out.
+
+A task is a folder: ``task.json`` (`Task`), ``intake.json`` (`Intake`) and ``prepared/``, where intake writes its
+safetensors. This module imports no torch: the supervisor reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from jobs.models import Failure, File, JobId, JobSpec, Problem, Purpose, Record, Summary
+
+TASK_FILE = "task.json"
+INTAKE_FILE = "intake.json"
+RESULT_FILE = "result.json"
+OUT_FOLDER = "out"
+PREPARED_FOLDER = "prepared"
+SUSPECT_FILE = "suspect.safetensors"
+
+DataRole = Literal["clean", "test", "triggered"]
+DATA_ROLES: tuple[DataRole, ...] = ("clean", "test", "triggered")
+
+_MIB = 1024**2
+_GIB = 1024**3
+
+
+class IntakeLimits(Record):
+    """What intake refuses as too large, and what the kernel denies it should a parser misbehave all the same."""
+
+    address_space_bytes: int = Field(default=12 * _GIB, gt=0, description="Importing torch alone takes 4 GiB of it.")
+    cpu_seconds: int = Field(default=600, gt=0)
+    written_file_bytes: int = Field(default=16 * _GIB, gt=0)
+    open_files: int = Field(default=256, gt=0)
+    tensor_bytes: int = Field(default=8 * _GIB, gt=0, description="Of all tensors of a model together.")
+    archive_entries: int = Field(default=200_000, gt=0)
+    archive_member_bytes: int = Field(default=64 * _MIB, gt=0, description="Of one file, inflated.")
+    archive_bytes: int = Field(default=8 * _GIB, gt=0, description="Of a whole archive, inflated.")
+    archive_ratio: int = Field(default=100, gt=0, description="Inflated bytes per byte, once 16 MiB are inflated.")
+    image_pixels: int = Field(default=50_000_000, gt=0)
+    decoded_bytes: int = Field(default=2 * _GIB, gt=0, description="Of all images of one archive at the input size.")
+
+
+class Inputs(Record):
+    """Where the uploaded bytes lie."""
+
+    model: Path
+    clean: Path
+    test: Path | None = None
+    triggered: Path | None = None
+
+    def data(self) -> dict[DataRole, Path]:
+        """The archives of images that were given."""
+        given = {"clean": self.clean, "test": self.test, "triggered": self.triggered}
+        return {role: path for role in DATA_ROLES if (path := given[role]) is not None}
+
+
+class Task(Record):
+    """One attempt at a job, as its children see it."""
+
+    job_id: JobId
+    spec: JobSpec
+    inputs: Inputs
+    files: dict[Purpose, File] = Field(default={}, description="The uploads as recorded; for the report.")
+    limits: IntakeLimits = IntakeLimits()
+    checkpoint: Path | None = Field(default=None, description="Of an earlier attempt; the trainer goes on from it.")
+    device: str = "auto"
+    threads: int | None = None
+
+
+class Container(Record):
+    """How the tensors lay in the model file, so that a twin of it can be written."""
+
+    format: Literal["safetensors", "torch"]
+    wrapper: tuple[str, ...] = Field(default=(), description="Keys from the outermost dictionary to the tensors.")
+    prefix: str = Field(default="", description="What every tensor's name began with.")
+
+
+class InputFindings(Record):
+    """What was read in one input; ``per_class`` counts images by class name and is empty for the model."""
+
+    format: str
+    samples: int | None = None
+    tensors: int | None = None
+    per_class: dict[str, int] = Field(default={})
+
+
+class Intake(Record):
+    """What intake found. Any ``problems`` mean refusal; the first one's code becomes the failure's."""
+
+    class_names: tuple[str, ...] = ()
+    num_classes: int | None = None
+    container: Container | None = None
+    inputs: dict[Purpose, InputFindings] = Field(default={})
+    suggested_architectures: tuple[str, ...] = Field(
+        default=(), description="Those whose shapes fit, when the one that was named does not."
+    )
+    warnings: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def prepared_data(folder: Path, role: DataRole) -> Path:
+    """Where the images of ``role`` lie once intake has written them.
+
+    The file holds ``images``, ``uint8`` ``(n, 3, height, width)`` in RGB at the input size, and ``labels``, ``int64``
+    ``(n,)``; ordered by class, then by name.
+    """
+    return folder / PREPARED_FOLDER / f"{role}.safetensors"
+
+
+def prepared_suspect(folder: Path) -> Path:
+    """Where the suspect lies once intake has written it, shapes and dtypes as given, names without prefix."""
+    return folder / PREPARED_FOLDER / SUSPECT_FILE
+
+
+class Result(Record):
+    """What the trainer made: a summary and the files that lie in ``out/`` (name to media type), or why it could not."""
+
+    summary: Summary | None = None
+    artifacts: dict[str, str] = Field(default={})
+    warnings: tuple[str, ...] = ()
+    failure: Failure | None = None

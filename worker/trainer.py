@@ -1,0 +1,125 @@
+"""The trainer child: ``python -m worker.trainer TASK_DIR``. Reads only what intake wrote."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from jobs.models import Failure, Phase
+from medic_core.removal import Progress
+from medic_core.removal.training import State
+from worker.children import Events
+from worker.process import die_with_parent
+from worker.sanitize import sanitize
+from worker.task import INTAKE_FILE, RESULT_FILE, TASK_FILE, Intake, Result, Task
+
+log = logging.getLogger(__name__)
+
+REPORT_SECONDS = 0.5
+
+
+class FileCheckpoint:
+    """Hands the state after each epoch to the supervisor as a file, and waits until it is safe."""
+
+    def __init__(self, task: Task, task_dir: Path, events: Events) -> None:
+        self._found = task.checkpoint
+        self._task_dir = task_dir
+        self._events = events
+
+    def load(self) -> State | None:
+        """Return the state that an earlier attempt came to."""
+        if self._found is None:
+            return None
+        state: State = torch.load(self._found, map_location="cpu", weights_only=True)
+        log.info("going on after epoch %d", state["epoch"])
+        return state
+
+    def save(self, state: State, *, epoch: int) -> None:
+        """Write the state, and return once the supervisor has stored it."""
+        path = self._task_dir / f"checkpoint-{epoch}.pt"
+        torch.save(state, path)
+        self._events.send({"checkpoint": str(path), "epoch": epoch})
+        log.info("epoch %d done", epoch)
+
+
+class ProgressRelay:
+    """Tells the supervisor about phases and steps, the latter at most twice a second."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._reported = 0.0
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, phase: Phase, progress: Progress | None) -> None:
+        """Report a phase, or how far it has come."""
+        if progress is None:
+            self._events.send({"phase": phase})
+            return
+        now = time.monotonic()
+        self._first = self._first or (progress.step, now)
+        if now < self._reported + REPORT_SECONDS and progress.step < progress.total_steps:
+            return
+        self._reported = now
+        self._events.send({"phase": phase, "progress": self._described(progress, now)})
+
+    def _described(self, progress: Progress, now: float) -> dict[str, float | None]:
+        first_step, since = self._first or (0, now)
+        done = progress.step - first_step
+        left = progress.total_steps - progress.step
+        return {
+            "fraction": progress.step / progress.total_steps,
+            "step": progress.step,
+            "total_steps": progress.total_steps,
+            "eta_seconds": round((now - since) / done * left, 1) if done else None,
+        }
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Resolve ``auto`` to the first GPU, or the CPU where there is none."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def train(task_dir: Path) -> Result:
+    """Run the task in ``task_dir``; running out of memory is a result like any other."""
+    task = Task.model_validate_json((task_dir / TASK_FILE).read_bytes())
+    intake = Intake.model_validate_json((task_dir / INTAKE_FILE).read_bytes())
+    torch.set_num_threads(task.threads or os.cpu_count() or 1)
+    events = Events()
+    try:
+        return sanitize(
+            task,
+            intake,
+            task_dir,
+            device=choose_device(task.device),
+            checkpoint=FileCheckpoint(task, task_dir, events),
+            advance=ProgressRelay(events),
+        )
+    except torch.OutOfMemoryError as error:
+        return _out_of_memory("gpu_out_of_memory", str(error))
+    except MemoryError as error:
+        return _out_of_memory("out_of_memory", str(error))
+
+
+def _out_of_memory(code: str, detail: str) -> Result:
+    message = f"The trainer ran out of memory: a smaller batch_size needs less. {detail}"
+    return Result(failure=Failure(code=code, error_class="resource", message=message, retryable=True))
+
+
+def main() -> None:
+    """Run the one task that the command line names."""
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    task_dir = Path(sys.argv[1])
+    result = train(task_dir)
+    (task_dir / RESULT_FILE).write_text(result.model_dump_json())
+
+
+if __name__ == "__main__":
+    main()
