@@ -32,12 +32,12 @@ class Record(BaseModel):
 
 
 class Reply(BaseModel):
-    """Base of what the service says: fields that it does not know are ignored, so that an old client reads a new server."""
+    """Base of what the service says: unknown fields are ignored, so that an old client reads a new server."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-# --- what is asked for ---------------------------------------------------------------------------------------------------------
+# --- what is asked for --------------------------------------------------------------------------------
 
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
@@ -54,7 +54,7 @@ class ModelSpec(Record):
     class_names: tuple[ClassName, ...] | None = Field(
         default=None,
         max_length=100_000,
-        description="In the order of the model's outputs. Without it the sorted folder names of the clean data are taken.",
+        description="In the order of the model's outputs; without it, the sorted folder names of the clean data.",
     )
 
 
@@ -94,7 +94,7 @@ class JobSpec(Record):
     ] = Field(default={}, max_length=16)
 
 
-# --- what is recorded ----------------------------------------------------------------------------------------------------------
+# --- what is recorded --------------------------------------------------------------------------------
 
 
 class File(Reply):
@@ -162,7 +162,10 @@ class Comparison(Reply):
 
 
 class Summary(Reply):
-    """The figures of a finished job. Attack success and recovery count images whose true class is not the target; null without such."""
+    """The figures of a finished job.
+
+    Attack success and recovery count triggered images whose true class is not the target; null without such.
+    """
 
     clean_accuracy: Comparison
     attack_success_rate: Comparison | None = None
@@ -240,7 +243,7 @@ class FilePage(Reply):
     next: str | None = None
 
 
-# --- what is reported ----------------------------------------------------------------------------------------------------------
+# --- what is reported --------------------------------------------------------------------------------
 
 
 class Measured(Reply):

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-PARENT_PID = "MEDIC_PARENT_PID"
+from worker.process import PARENT_PID
+
 EVENTS_FD = "MEDIC_EVENTS_FD"
 
 Reason = Literal["ended", "cancelled", "lease_lost", "deadline", "stalled", "stopped"]
@@ -70,10 +71,10 @@ def run_child(
 ) -> Ended:
     """Run ``python -m module task_dir`` in a process group of its own, to its end or until ``watch`` says so.
 
-    The child writes events as JSON lines to the descriptor that ``MEDIC_EVENTS_FD`` names; each is answered by a line on
-    its standard input once ``on_event`` has returned, so that a child can wait until a checkpoint is safe. When this
-    process dies, however it dies, the kernel kills the child: it must be started by the thread that waits for it, since
-    the kernel's signal follows that thread.
+    The child writes events as JSON lines to the descriptor that ``MEDIC_EVENTS_FD`` names; each is answered by a line
+    on its standard input once ``on_event`` has returned, so that a child can wait until a checkpoint is safe. When
+    this process dies, however it dies, the kernel kills the child: it must be started by the thread that waits for it,
+    since the kernel's signal follows that thread.
 
     Args:
         module: Of this package.

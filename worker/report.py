@@ -25,7 +25,9 @@ from medic_core.evaluation import (
 from worker.task import Intake, Task
 
 
-def evaluation(clean: Tensor, triggered: Tensor | None, *, class_names: tuple[str, ...], target: int | None) -> Evaluation:
+def evaluation(
+    clean: Tensor, triggered: Tensor | None, *, class_names: tuple[str, ...], target: int | None
+) -> Evaluation:
     """Describe one model by its confusion matrices.
 
     Args:
@@ -127,7 +129,7 @@ def missing_evidence(*, triggered: bool, test_source: str) -> tuple[str, ...]:
     if not triggered:
         missing.append("No triggered data were given: attack success and recovery were not measured.")
     if test_source == "holdout":
-        missing.append("No test data were given: accuracy was measured on a fifth of the clean data, held out of training.")
+        missing.append("No test data were given: accuracy was measured on a fifth of the clean data, held out.")
     return tuple(missing)
 
 

@@ -152,9 +152,7 @@ def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance
 
 
 def _refused(problems: list[Problem]) -> Result:
-    failure = Failure(
-        code=problems[0].code, error_class="user", message=problems[0].detail, problems=tuple(problems)
-    )
+    failure = Failure(code=problems[0].code, error_class="user", message=problems[0].detail, problems=tuple(problems))
     return Result(failure=failure)
 
 
@@ -208,9 +206,7 @@ def _report(
         after=after,
         summary=reporting.summary(before, after),
         warnings=intake.warnings,
-        missing_evidence=reporting.missing_evidence(
-            triggered=data.triggered is not None, test_source=data.test_source
-        ),
+        missing_evidence=reporting.missing_evidence(triggered=data.triggered is not None, test_source=data.test_source),
         environment=reporting.environment(device),
         seconds=seconds,
     )

@@ -53,7 +53,7 @@ class Supervisor:
     stopping: threading.Event
 
     def __call__(self, claim: Claim) -> Outcome | None:
-        """Run ``claim`` to an outcome; None when another worker has it by now. Never raises for the job's own faults."""
+        """Run ``claim`` to an outcome, None when another worker has it by now; no fault of the job raises."""
         watch = Watch(deadline=time.monotonic() + claim.seconds_left, stopped=self.stopping)
         try:
             with self._heartbeat(claim, watch), self._workplace(claim) as task_dir:
@@ -144,9 +144,7 @@ class _Run:
         return self._collected(Result.model_validate_json((self.task_dir / RESULT_FILE).read_bytes()))
 
     def _child(self, module: str, *, stall_seconds: float) -> Ended:
-        return run_child(
-            module, self.task_dir, watch=self.watch, stall_seconds=stall_seconds, on_event=self._heard
-        )
+        return run_child(module, self.task_dir, watch=self.watch, stall_seconds=stall_seconds, on_event=self._heard)
 
     def _heard(self, event: Event) -> None:
         """Relay a child's progress, and make its checkpoint safe before it goes on."""
@@ -226,7 +224,7 @@ def _refusal(intake: Intake) -> Failure:
     return Failure(
         code=first.code,
         error_class="user",
-        message=first.detail if len(intake.problems) == 1 else f"{len(intake.problems)} problems; first: {first.detail}",
+        message=first.detail,
         pointer=first.pointer,
         problems=tuple(intake.problems),
     )

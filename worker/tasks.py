@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
 
-from celery.signals import worker_ready, worker_shutdown
+from celery import bootsteps
 
 from jobs.models import JobId
 from jobs.queue import RUN_JOB, celery_app
 from jobs.settings import Settings
+from worker.process import PARENT_PID
 from worker.resources import resources
 from worker.run import run
+
+SWEEPER_CHECK_SECONDS = 2.0
 
 
 def _broker_url() -> str:
@@ -30,3 +34,35 @@ def run_job(job_id: str) -> None:
     """Run one job. All that is worth testing is in ``run``, which knows no Celery."""
     opened = resources()
     run(JobId(job_id), jobs=opened.jobs, supervise=opened.supervise)
+
+
+class SweeperStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Keeps a sweeper beside the worker, as a process: threads of the parent would not go well with its forks."""
+
+    requires = ("celery.worker.components:Timer",)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._sweeper: subprocess.Popen[bytes] | None = None
+
+    def start(self, worker: Any) -> None:
+        """Start the sweeper, and look every few seconds whether it still runs."""
+        self._ensure()
+        worker.timer.call_repeatedly(SWEEPER_CHECK_SECONDS, self._ensure)
+
+    def terminate(self, _worker: Any) -> None:
+        """End the sweeper with the worker."""
+        if self._sweeper is not None:
+            self._sweeper.terminate()
+            self._sweeper.wait()
+            self._sweeper = None
+
+    stop = terminate
+
+    def _ensure(self) -> None:
+        if self._sweeper is None or self._sweeper.poll() is not None:
+            environment = {**os.environ, PARENT_PID: str(os.getpid())}
+            self._sweeper = subprocess.Popen([sys.executable, "-m", "worker.sweep"], env=environment)
+
+
+app.steps["worker"].add(SweeperStep)

@@ -218,7 +218,7 @@ def loss_by_hand(suspect: Suspect, clean: Batches, config: MedicConfig, layers: 
             shown = (taught_relu[name], cloned_relu[name]) if after_relu else (taught[name], cloned[name])
             distance = ((shown[0][sample] - shown[1][sample]) / sigma).square().flatten()
             total += float(((fires * matters).sqrt() * distance).sum().detach()) / len(labels)
-    return float(F.cross_entropy(cloned_logits, labels)), total
+    return float(F.cross_entropy(cloned_logits, labels).detach()), total
 
 
 def spread(name: str, passes: list[tuple[int, dict[str, Tensor]]], *, authors: bool) -> tuple[Tensor, Tensor, float]:

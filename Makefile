@@ -1,0 +1,46 @@
+# demo        repair a small backdoored model, from upload to table
+# serve       the service on http://127.0.0.1:8000
+# test        every test          lint          every check that reads the code
+# bench       the quick figures: bench-upload
+# bench-real  the two published models; bench-upload: memory under a 2 GB upload
+#
+# Each target makes the .venv it needs, and makes it again only when pyproject.toml or constraints.txt changed.
+# PYTHON=/path/to/python3.11 chooses the interpreter.
+
+IS_3_11 := -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+PYTHON ?= $(shell for name in python3.11 python3; do $$name $(IS_3_11) && echo $$name && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo serve test lint bench bench-real bench-upload
+
+demo: $(INSTALLED)
+	$(BIN)/medic demo --out demo-out
+
+serve: $(INSTALLED)
+	$(BIN)/medic serve
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	$(BIN)/hadolint docker/*.Dockerfile
+
+bench: bench-upload
+
+bench-real: $(INSTALLED)
+	$(BIN)/python -m benchmarks.real
+
+bench-upload: $(INSTALLED)
+	$(BIN)/python -m benchmarks.upload_memory
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@"$(PYTHON)" $(IS_3_11) || { echo "MEDIC needs Python 3.11: install it, or name it with PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,83 @@
+"""``python -m api``: serve HTTP, in one process, as the ``MEDIC_*`` settings say."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+
+from api.app import create_app
+from jobs.artifacts import open_artifacts
+from jobs.errors import JobsError
+from jobs.keys import new_key, record_of
+from jobs.queue import open_queue
+from jobs.settings import Settings
+from jobs.store import JobStore, open_store
+
+MOST_CONNECTIONS = 1000
+KEEP_ALIVE_SECONDS = 15
+GRACE_SECONDS = 3
+
+
+class Server(uvicorn.Server):
+    """Says where it listens once it does, and only then makes the first API key: one that nobody saw would be lost."""
+
+    def __init__(self, config: uvicorn.Config, settings: Settings, jobs: JobStore) -> None:
+        super().__init__(config)
+        self._settings, self._jobs = settings, jobs
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind, then tell."""
+        await super().startup(sockets)
+        port = self.servers[0].sockets[0].getsockname()[1]
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        _say(f"listening on http://{host}:{port}")
+        if self._settings.api_key is None:
+            _say(_about_the_key(self._jobs))
+
+
+def _about_the_key(jobs: JobStore) -> str:
+    if jobs.key_digest() is not None:
+        return "the API key is the one made earlier; `python -m jobs key` makes a new one"
+    key = new_key()
+    jobs.set_key(record_of(key))
+    return f"API key, shown only this once: {key}"
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = Settings()
+        jobs = open_store(settings)
+        app = create_app(settings, jobs, open_artifacts(settings), open_queue(settings))
+    except (ValidationError, JobsError) as error:
+        sys.exit(f"the service does not start: {error}")
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="h11",
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    Server(config, settings, jobs).run()
+
+
+if __name__ == "__main__":
+    main()

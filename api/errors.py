@@ -1,0 +1,160 @@
+"""The one table from error class to HTTP status, and the problem document that every error becomes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from jobs import errors
+from jobs.models import Problem
+
+log = logging.getLogger(__name__)
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_SECONDS = 5
+MOST_PROBLEMS = 100
+LONGEST_DETAIL = 500
+
+STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
+    {
+        errors.JobsError: 500,
+        errors.UnknownJobError: 404,
+        errors.UnknownFileError: 404,
+        errors.WrongPurposeError: 422,
+        errors.FileInUseError: 409,
+        errors.JobNotFinishedError: 409,
+        errors.JobFinishedError: 409,
+        errors.UnknownArtifactError: 404,
+        errors.BlobMissingError: 410,
+        errors.ArtifactTooLargeError: 413,
+        errors.StorageFullError: 507,
+        errors.DigestMismatchError: 400,
+        errors.QueueUnavailableError: 503,
+        errors.DatabaseUnavailableError: 503,
+        errors.QueueFullError: 503,
+        errors.InvalidKeyError: 401,
+    }
+)
+
+
+class RequestRefusedError(Exception):
+    """The request itself is at fault. ``problems`` holds every reason, not the first one."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, *problems: Problem, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.problems, self.headers = status, code, problems, headers
+
+
+class ProblemDocument(BaseModel):
+    """What went wrong (RFC 9457). ``code`` is stable; ``errors`` lists every reason; ``retry_after`` is in seconds."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: tuple[Problem, ...] = ()
+    retryable: bool
+    retry_after: int | None = None
+
+
+def problem_response(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    problems: Sequence[Problem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Put an error into its document."""
+    retry_after = RETRY_SECONDS if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    document = ProblemDocument(
+        type=f"urn:medic:problem:{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=quote(request.scope["path"]),
+        code=code,
+        request_id=request.state.request_id,
+        errors=tuple(problems[:MOST_PROBLEMS]),
+        retryable=status in {429, 503, 507},
+        retry_after=retry_after,
+    )
+    waiting = {"Retry-After": str(retry_after)} if retry_after else {}
+    content = document.model_dump_json(exclude=None if retry_after else {"retry_after"})
+    return Response(content, status, {**(headers or {}), **waiting}, PROBLEM_JSON)
+
+
+def install(app: FastAPI) -> None:
+    """Make every expected error of the application a problem document."""
+    app.exception_handler(errors.JobsError)(_jobs_error)
+    app.exception_handler(RequestRefusedError)(_refused)
+    app.exception_handler(RequestValidationError)(_invalid_parameters)
+    app.exception_handler(HTTPException)(_router_error)
+
+
+def _jobs_error(request: Request, error: errors.JobsError) -> Response:
+    status = STATUS[type(error)]
+    if status == HTTPStatus.NOT_FOUND and error.problems:
+        status = HTTPStatus.UNPROCESSABLE_ENTITY  # something that the spec names is unknown, not the address
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("request %s: %s: %s", request.state.request_id, error.code, error)
+    return problem_response(request, status, error.code, str(error), error.problems)
+
+
+def _refused(request: Request, error: RequestRefusedError) -> Response:
+    return problem_response(request, error.status, error.code, str(error), error.problems, error.headers)
+
+
+def _invalid_parameters(request: Request, error: RequestValidationError) -> Response:
+    problems = [
+        Problem(code=item["type"], detail=_detail(f"{item['loc'][0]} parameter {item['loc'][-1]}: {item['msg']}"))
+        for item in error.errors()
+    ]
+    return problem_response(request, 400, "invalid_parameters", "the request's parameters are not valid", problems)
+
+
+def _router_error(request: Request, error: HTTPException) -> Response:
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return problem_response(request, error.status_code, code, str(error.detail), headers=error.headers)
+
+
+def pointer(parts: Iterable[str | int]) -> str:
+    """Write a JSON pointer (RFC 6901) that any client can decode."""
+    escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return "".join(f"/{part}" for part in escaped).encode(errors="replace").decode()
+
+
+def problems_of(error: ValidationError, value: object) -> Iterator[Problem]:
+    """Say what is wrong with ``value``, with pointers into it rather than into the schema."""
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        parts = _parts_within(value, item["loc"], missing=item["type"] == "missing")
+        yield Problem(code=item["type"], detail=_detail(item["msg"]), pointer=pointer(parts))
+
+
+def _parts_within(value: Any, location: Sequence[str | int], *, missing: bool) -> Iterator[str | int]:
+    """Leave out what pydantic adds to a location (tags of unions, names of types) and the value does not have."""
+    for index, part in enumerate(location):
+        within = part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value))
+        if within:
+            value = value[part]
+            yield part
+        elif missing and index == len(location) - 1:
+            yield part
+
+
+def _detail(message: str) -> str:
+    return message if len(message) <= LONGEST_DETAIL else message[:LONGEST_DETAIL] + "…"

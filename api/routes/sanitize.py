@@ -1,0 +1,106 @@
+"""One call for one small job: upload and create."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType, UnionType
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+
+from api.bodies import multipart, parse_json, parse_spec, problems_in_form
+from api.dependencies import Artifacts, JobQueue, Jobs, ServiceSettings
+from api.errors import RequestRefusedError
+from api.openapi import FILE_PART, SPEC_PART, form, problems
+from api.routes.files import keep
+from api.routes.jobs import start
+from jobs.errors import JobsError
+from jobs.models import File, FileId, Job, Problem, Purpose
+
+router = APIRouter(prefix="/sanitize", tags=["jobs"])
+
+_SECTIONS: Mapping[Purpose, str] = MappingProxyType(
+    {"model": "model", "clean": "clean_data", "test": "test_data", "triggered": "triggered_data"}
+)
+_TO_COME = FileId("file_to_come")
+_REQUIRED: Mapping[str, type | UnionType] = MappingProxyType(
+    {"model": UploadFile, "clean": UploadFile, "spec": str | UploadFile}
+)
+_OPTIONAL: Mapping[str, type | UnionType] = MappingProxyType({"test": UploadFile, "triggered": UploadFile})
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Upload files and start a job on them",
+    operation_id="sanitize",
+    responses=problems(400, 413, 415, 422, 503, 507),
+    openapi_extra=form(
+        {"model": FILE_PART, "clean": FILE_PART, "spec": SPEC_PART}, {"test": FILE_PART, "triggered": FILE_PART}
+    ),
+)
+async def sanitize(
+    request: Request,
+    response: Response,
+    jobs: Jobs,
+    artifacts: Artifacts,
+    queue: JobQueue,
+    settings: ServiceSettings,
+) -> Job:
+    """``spec`` is a job's spec as JSON text without file ids; ``target_class`` stands under ``triggered_data``."""
+    async with multipart(request, settings.multipart_limit_bytes) as parts:
+        spec = await _checked_spec(parts)
+        stored: dict[Purpose, File] = {}
+        try:
+            for purpose, part in _files(parts):
+                stored[purpose] = await keep(part, purpose, jobs, artifacts)
+            named = parse_spec(_with_ids(spec, {purpose: file.id for purpose, file in stored.items()}))
+            return await run_in_threadpool(start, named, jobs, queue, request, response)
+        except JobsError:
+            for file in stored.values():  # without its job nobody knows of the file
+                await run_in_threadpool(jobs.delete_file, file.id)
+            raise
+
+
+async def _checked_spec(parts: FormData) -> object:
+    """Find every problem of the form and of its spec before anything is stored."""
+    found = list(problems_in_form(parts, _REQUIRED, _OPTIONAL))
+    spec: object = None
+    if "spec" in parts:
+        text = parts["spec"]
+        spec = parse_json(await text.read() if isinstance(text, UploadFile) else text.encode())
+        found += _given_ids(spec)
+        try:
+            parse_spec(_with_ids(spec, {purpose: _TO_COME for purpose, _ in _files(parts)}))
+        except RequestRefusedError as error:
+            found += error.problems
+    if found:
+        raise RequestRefusedError(422, "invalid_form", "the form or its spec is not valid", *found)
+    return spec
+
+
+def _files(parts: FormData) -> Iterator[tuple[Purpose, UploadFile]]:
+    for purpose in _SECTIONS:
+        if isinstance(part := parts.get(purpose), UploadFile):
+            yield purpose, part
+
+
+def _given_ids(spec: object) -> Iterator[Problem]:
+    for section in _SECTIONS.values():
+        content = spec.get(section) if isinstance(spec, dict) else None
+        if isinstance(content, dict) and "file_id" in content:
+            detail = "the file comes with the form; POST /v1/jobs takes ids"
+            yield Problem(code="extra_forbidden", detail=detail, pointer=f"/{section}/file_id")
+
+
+def _with_ids(spec: object, ids: Mapping[Purpose, FileId]) -> object:
+    """Name the files in the spec; what has the wrong shape is left for validation to name."""
+    if not isinstance(spec, dict):
+        return spec
+    sections = {_SECTIONS[purpose]: file_id for purpose, file_id in ids.items()}
+    named = {
+        section: {**content, "file_id": file_id} if isinstance(content := spec.get(section, {}), dict) else content
+        for section, file_id in sections.items()
+    }
+    return {**spec, **named}

@@ -1,0 +1,87 @@
+"""From the wire into the artifact store, in bounded memory."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import unicodedata
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
+from starlette.datastructures import UploadFile
+
+from api.errors import RequestRefusedError
+from jobs.artifacts import ArtifactStore, Blob
+from jobs.errors import DigestMismatchError
+
+BUFFER_BYTES = 1024**2
+
+
+async def store(chunks: AsyncIterator[bytes], artifacts: ArtifactStore, *, sha256: bytes | None = None) -> Blob:
+    """Write chunks into the store. Disk and hash keep a thread busy, never the event loop.
+
+    Args:
+        chunks: Of any size; they are joined to pieces of about 1 MiB.
+        artifacts: Where to.
+        sha256: What the bytes should hash to, where the sender announced it.
+
+    Raises:
+        DigestMismatchError: They hash to something else; nothing was kept.
+        StorageFullError: The disk has no room; nothing was kept.
+    """
+    digest = hashlib.sha256() if sha256 is not None else None
+    async with contextmanager_in_threadpool(artifacts.writer()) as writer:
+        async for piece in _joined(chunks):
+            await run_in_threadpool(writer.write, piece)
+            if digest is not None:
+                await run_in_threadpool(digest.update, piece)
+        if digest is not None and digest.digest() != sha256:
+            raise DigestMismatchError(f"Content-Digest does not match: the bytes received hash to {digest.hexdigest()}")
+        return await run_in_threadpool(writer.commit)
+
+
+async def _joined(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    buffer = bytearray()
+    async for chunk in chunks:
+        buffer += chunk
+        if len(buffer) >= BUFFER_BYTES:
+            yield bytes(buffer)
+            buffer.clear()
+    yield bytes(buffer)
+
+
+async def chunks_of(part: UploadFile) -> AsyncIterator[bytes]:
+    """Read a part of a form piece by piece."""
+    while chunk := await part.read(BUFFER_BYTES):
+        yield chunk
+
+
+def announced_sha256(fields: Sequence[str]) -> bytes | None:
+    """Read the SHA-256 of Content-Digest (RFC 9530), None when the header was not sent.
+
+    Raises:
+        RequestRefusedError: The header cannot be read, or announces only digests that are not checked here.
+    """
+    members = dict(member.strip().partition("=")[::2] for field in fields for member in field.split(","))
+    if not members:
+        return None
+    encoded = re.fullmatch(r":([A-Za-z0-9+/]{43}=):", members.get("sha-256", ""))
+    try:
+        return base64.b64decode(encoded[1], validate=True) if encoded else _refuse_digest()
+    except binascii.Error:
+        return _refuse_digest()
+
+
+def _refuse_digest() -> bytes:
+    detail = "Content-Digest must read sha-256=:<base64 of 32 bytes>:"
+    raise RequestRefusedError(400, "malformed_digest", detail)
+
+
+def displayable(filename: str) -> str:
+    """Make a name that is safe to show: NFC, without control and bidirectional characters, at most 255 characters."""
+    shown = "".join(
+        character for character in filename if unicodedata.category(character)[0] not in "CZ" or character == " "
+    )
+    return unicodedata.normalize("NFC", shown)[:255]

@@ -1,0 +1,268 @@
+"""The service's HTTP interface as Python calls."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from jobs.models import Artifact, File, Job, JobId, JobPage, JobSpec, Purpose, Status
+from medic_client.errors import DamagedDownloadError, MedicApiError, UnreachableError, WaitTimedOutError
+
+_CHUNK_BYTES = 1 << 20
+_PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in all longer than a dead service takes to be back
+_LONGEST_PAUSE_SECONDS = 30.0
+_INPUTS: Mapping[str, Purpose] = MappingProxyType(
+    {"model": "model", "clean_data": "clean", "test_data": "test", "triggered_data": "triggered"}
+)
+
+Transferred = Callable[[str, int, int], None]
+"""Told of every chunk: the file's name, bytes so far, bytes in all."""
+
+Result = TypeVar("Result")
+
+
+def ignore(name: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+class MedicClient:
+    """Talks to one service.
+
+    What may safely be sent twice is sent again, a few times, when the connection fails or the service asks for
+    patience (503). Every call raises ``MedicApiError`` when the service refuses, ``UnreachableError`` without an answer.
+
+    Args:
+        url: Where the service is, without ``/v1``.
+        api_key: Sent as bearer token; None sends none.
+        transport: Stands in for the network in tests.
+    """
+
+    def __init__(self, url: str, api_key: str | None, transport: httpx.BaseTransport | None = None) -> None:
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def upload(self, path: Path, purpose: Purpose, *, progress: Transferred = ignore) -> File:
+        """Send a file in bounded memory; the service checks its digest on arrival."""
+        size = path.stat().st_size
+        headers = {
+            "Content-Length": str(size),
+            "Content-Type": "application/octet-stream",
+            "Content-Digest": f"sha-256=:{base64.b64encode(_sha256(path)).decode()}:",
+        }
+
+        def put() -> httpx.Response:
+            return self._send(
+                "PUT",
+                "/v1/files",
+                params={"purpose": purpose, "filename": path.name},
+                headers=headers,
+                content=_chunks(path, size, progress),
+            )
+
+        return File.model_validate_json(_patiently(put).content)
+
+    def create_job(self, spec: JobSpec) -> Job:
+        """Start a job on uploaded files. Sent once only: a repeated request could start two."""
+        headers = {"Content-Type": "application/json"}
+        response = self._send("POST", "/v1/jobs", headers=headers, content=spec.model_dump_json().encode())
+        return Job.model_validate_json(response.content)
+
+    def sanitize(self, spec: JobSpec, *, progress: Transferred = ignore) -> Job:
+        """Upload files and start a job on them.
+
+        Args:
+            spec: A job whose file ids are paths of local files; the ids that these get upon upload take their place.
+            progress: Told of every chunk that is sent.
+        """
+        uploaded = {}
+        for field, purpose in _INPUTS.items():
+            if part := getattr(spec, field):
+                file = self.upload(Path(part.file_id), purpose, progress=progress)
+                uploaded[field] = part.model_copy(update={"file_id": file.id})
+        return self.create_job(spec.model_copy(update=uploaded))
+
+    def job(self, job_id: JobId) -> Job:
+        """Return a job as it is now."""
+        return Job.model_validate_json(self._get(f"/v1/jobs/{job_id}").content)
+
+    def jobs(
+        self,
+        *,
+        status: Status | None = None,
+        model_sha256: str | None = None,
+        metadata: Mapping[str, str] = MappingProxyType({}),
+        limit: int = 50,
+        after: str | None = None,
+    ) -> JobPage:
+        """Return one page of jobs, newest first; all given conditions hold."""
+        conditions = {"status": status, "model_sha256": model_sha256, "limit": str(limit), "after": after}
+        conditions |= {f"metadata[{key}]": value for key, value in metadata.items()}
+        params = {key: value for key, value in conditions.items() if value is not None}
+        return JobPage.model_validate_json(self._get("/v1/jobs", params=params).content)
+
+    def watch(self, job_id: JobId, *, timeout_seconds: float | None = None) -> Iterator[Job]:
+        """Yield the job again and again, as often as the service asks for, the last time when it has ended.
+
+        Raises:
+            WaitTimedOutError: It had not ended after ``timeout_seconds``.
+        """
+        began = time.monotonic()
+        while True:
+            response = self._get(f"/v1/jobs/{job_id}")
+            job = Job.model_validate_json(response.content)
+            yield job
+            if job.terminal:
+                return
+            pause = _retry_after_seconds(response) or 1.0
+            if timeout_seconds is not None:
+                left = began + timeout_seconds - time.monotonic()
+                if left <= 0:
+                    raise WaitTimedOutError(job, timeout_seconds)
+                pause = min(pause, left)
+            time.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
+
+    def cancel(self, job_id: JobId) -> Job:
+        """Ask for a job's end; it is ``cancelled`` once its process is dead."""
+        return Job.model_validate_json(self._send("POST", f"/v1/jobs/{job_id}/cancel").content)
+
+    def delete(self, job_id: JobId) -> None:
+        """Forget a job that has ended, with its artifacts."""
+        _patiently(lambda: self._send("DELETE", f"/v1/jobs/{job_id}"))
+
+    def artifacts(self, job_id: JobId) -> tuple[Artifact, ...]:
+        """Return what a job has made."""
+        listed = self._get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]
+        return tuple(Artifact.model_validate(artifact) for artifact in listed)
+
+    def download(
+        self, job_id: JobId, artifact: Artifact, folder: Path, *, progress: Transferred = ignore
+    ) -> Path:
+        """Fetch an artifact into ``folder`` under its name, which appears only once every byte is proved by the digest.
+
+        A download that broke off, in this call or an earlier one, goes on where it was.
+
+        Raises:
+            DamagedDownloadError: The bytes are not those that the service recorded, or the name is no plain file name.
+        """
+        if artifact.name in {"", ".", ".."} or Path(artifact.name).name != artifact.name:
+            raise DamagedDownloadError(f"{artifact.name!r} is no name of a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".{artifact.name}.{artifact.sha256[:16]}.part"
+        _patiently(lambda: self._fetch_rest(f"/v1/jobs/{job_id}/artifacts/{artifact.name}", artifact, part, progress))
+        if _sha256(part).hex() != artifact.sha256:
+            part.unlink()
+            raise DamagedDownloadError(f"{artifact.name} does not have the digest that the service recorded for it")
+        return part.replace(folder / artifact.name)
+
+    def methods(self) -> Any:
+        """Return every removal method with the JSON schema of its settings."""
+        return self._get("/v1/methods").json()
+
+    def architectures(self) -> Any:
+        """Return every architecture that a model may have."""
+        return self._get("/v1/architectures").json()
+
+    def _get(self, path: str, params: Mapping[str, str] | None = None) -> httpx.Response:
+        return _patiently(lambda: self._send("GET", path, params=params))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | Iterator[bytes] | None = None,
+    ) -> httpx.Response:
+        with _translated():
+            response = self._http.request(method, path, params=params, headers=headers, content=content)
+        return _accepted(response)
+
+    def _fetch_rest(self, path: str, artifact: Artifact, part: Path, progress: Transferred) -> None:
+        """Append to ``part`` what it lacks, or begin again where the service does not continue it."""
+        have = part.stat().st_size if part.exists() else 0
+        if have == artifact.bytes and part.exists():
+            return
+        headers = {"Accept-Encoding": "identity"}
+        if 0 < have < artifact.bytes:
+            headers |= {"Range": f"bytes={have}-", "If-Range": f'"{artifact.sha256}"'}
+        with _translated(), self._http.stream("GET", path, headers=headers) as response:
+            if response.is_error:
+                response.read()
+            _accepted(response)
+            with part.open("ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as file:
+                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                    file.write(chunk)
+                    progress(artifact.name, file.tell(), artifact.bytes)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise UnreachableError(f"no answer: {error or type(error).__name__}") from error
+
+
+def _patiently(attempt: Callable[[], Result]) -> Result:
+    """Try again, a few times, what failed for want of an answer or was put off with a 503."""
+    for pause in _PAUSES_SECONDS:
+        try:
+            return attempt()
+        except UnreachableError:
+            time.sleep(pause)
+        except MedicApiError as error:
+            if error.status != httpx.codes.SERVICE_UNAVAILABLE or error.retry_after_seconds is None:
+                raise
+            time.sleep(min(error.retry_after_seconds, _LONGEST_PAUSE_SECONDS))
+    return attempt()
+
+
+def _accepted(response: httpx.Response) -> httpx.Response:
+    """Return a response that reports success; raise on any other."""
+    if response.is_success:
+        return response
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):  # not the service but something before it
+        problem = {"title": response.reason_phrase, "detail": response.text[:200]}
+    raise MedicApiError(response.status_code, problem, _retry_after_seconds(response))
+
+
+def _retry_after_seconds(response: httpx.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() else None
+
+
+def _chunks(path: Path, size: int, progress: Transferred) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+            progress(path.name, file.tell(), size)
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

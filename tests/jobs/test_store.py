@@ -1,0 +1,604 @@
+"""The store, on SQLite and on PostgreSQL alike."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+
+import pytest
+
+from jobs.claims import (
+    Cancelled,
+    CheckpointRecord,
+    Crashed,
+    Failed,
+    InputInspection,
+    Inspection,
+    Outcome,
+    Released,
+    SweepResult,
+)
+from jobs.errors import (
+    FileInUseError,
+    JobFinishedError,
+    JobNotFinishedError,
+    QueueFullError,
+    UnknownArtifactError,
+    UnknownFileError,
+    UnknownJobError,
+    WrongPurposeError,
+)
+from jobs.keys import KeyRecord
+from jobs.models import JobSpec, Progress
+from jobs.store import JobStore, new_id
+from tests.jobs.samples import (
+    CRASH,
+    FAILURE,
+    OUTCOMES,
+    SUCCESS,
+    SUMMARY,
+    add,
+    artifact,
+    change_row,
+    claimed,
+    digest,
+    expire,
+    spec_for,
+)
+
+OpenStore = Callable[..., JobStore]
+BY_NAME = {"ids": lambda value: type(value).__name__}
+
+
+# --- files ---
+
+
+def test_a_file_comes_back_as_it_was_recorded(store: JobStore) -> None:
+    made = store.add_file(sha256=digest("x"), size=5 * 1024**3, purpose="clean", filename="bïrds 🐦.zip")
+    assert store.get_file(made.id) == made
+    assert (made.sha256, made.bytes, made.purpose, made.filename) == (digest("x"), 5 * 1024**3, "clean", "bïrds 🐦.zip")
+    assert made.created.utcoffset() == timedelta(0)
+    assert abs(made.created.timestamp() - time.time()) < 60
+
+
+def test_files_are_listed_page_by_page_newest_first(store: JobStore) -> None:
+    made = [add(store, "clean", f"{number}") for number in range(5)]
+    first = store.list_files(limit=2)
+    second = store.list_files(limit=2, after=first.next)
+    last = store.list_files(limit=2, after=second.next)
+    assert [*first.files, *second.files, *last.files] == made[::-1]
+    assert last.next is None
+
+
+def test_a_deleted_file_is_gone(store: JobStore) -> None:
+    file = add(store, "clean")
+    store.delete_file(file.id)
+    with pytest.raises(UnknownFileError):
+        store.get_file(file.id)
+    with pytest.raises(UnknownFileError):
+        store.delete_file(file.id)
+
+
+def test_a_file_can_be_deleted_only_once_its_jobs_have_ended(store: JobStore) -> None:
+    spec = spec_for(store)
+    job = store.create(spec)
+    for file_id in (spec.model.file_id, spec.clean_data.file_id):
+        with pytest.raises(FileInUseError):
+            store.delete_file(file_id)
+    store.request_cancel(job.id)
+    store.delete_file(spec.model.file_id)
+    assert store.get(job.id).model.sha256 == digest("model")  # the record outlives the file
+
+
+# --- creating and reading jobs ---
+
+
+def test_a_new_job_waits_and_names_what_it_was_given(open_store: OpenStore) -> None:
+    store = open_store(default_deadline_seconds=100)
+    test, triggered = add(store, "test"), add(store, "triggered")
+    job = store.create(
+        spec_for(
+            store,
+            test_data={"file_id": test.id},
+            triggered_data={"file_id": triggered.id, "target_class": "dög"},
+            removal={"method": "medic", "preset": "paper", "seed": 7},
+            metadata={"git.sha": "abc"},
+        )
+    )
+    assert (job.status, job.terminal, job.attempt, job.phase, job.progress) == ("queued", False, 0, None, None)
+    assert (job.model.sha256, job.model.architecture, job.model.num_classes) == (digest("model"), "medic/resnet8", None)
+    assert (job.clean_data.sha256, job.metadata) == (digest("clean"), {"git.sha": "abc"})
+    assert job.test_data is not None
+    assert job.triggered_data is not None
+    assert (job.test_data.file_id, job.triggered_data.target_class) == (test.id, "dög")
+    assert (job.removal.method, job.removal.seed, getattr(job.removal, "impact", None)) == ("medic", 7, "magnitude")
+    assert job.timestamps.deadline - job.timestamps.created == timedelta(seconds=100)
+    assert (job.timestamps.started, job.timestamps.finished) == (None, None)
+    assert store.get(job.id) == job
+
+
+def test_a_job_may_state_its_own_deadline(store: JobStore) -> None:
+    times = store.create(spec_for(store, deadline_seconds=60)).timestamps
+    assert times.deadline - times.created == timedelta(seconds=60)
+
+
+def test_every_problem_with_the_files_is_reported_at_once(store: JobStore) -> None:
+    clean = add(store, "clean")
+    spec = JobSpec.model_validate(
+        {
+            "model": {"file_id": "file_none", "architecture": "medic/resnet8"},
+            "clean_data": {"file_id": clean.id},
+            "test_data": {"file_id": clean.id},
+            "triggered_data": {"file_id": "file_\0", "target_class": "dog"},
+        }
+    )
+    with pytest.raises(UnknownFileError) as refused:
+        store.create(spec)
+    assert {(problem.code, problem.pointer) for problem in refused.value.problems} == {
+        ("unknown_file", "/model/file_id"),
+        ("wrong_purpose", "/test_data/file_id"),
+        ("unknown_file", "/triggered_data/file_id"),
+    }
+    assert store.list_jobs().jobs == ()
+
+
+def test_a_file_of_another_purpose_is_refused(store: JobStore) -> None:
+    spec = spec_for(store)
+    wrong = spec.model_copy(update={"clean_data": spec.clean_data.model_copy(update={"file_id": spec.model.file_id})})
+    with pytest.raises(WrongPurposeError) as refused:
+        store.create(wrong)
+    assert [problem.pointer for problem in refused.value.problems] == ["/clean_data/file_id"]
+
+
+def test_only_waiting_jobs_count_against_the_limit(open_store: OpenStore) -> None:
+    store = open_store(queue_limit=2)
+    spec = spec_for(store)
+    first, _ = store.create(spec), store.create(spec)
+    with pytest.raises(QueueFullError):
+        store.create(spec)
+    claimed(store, first.id)
+    store.create(spec)
+    assert len(store.list_jobs().jobs) == 3
+
+
+def test_jobs_are_listed_by_all_that_is_asked_for(store: JobStore) -> None:
+    by_model = store.create(spec_for(store, model="a", metadata={"team": "x", "git.sha": 'q"}'}))
+    cancelled = store.create(spec_for(store, model="b", metadata={"team": "x"}))
+    store.request_cancel(cancelled.id)
+
+    def ids(**filters: object) -> list[str]:
+        return [job.id for job in store.list_jobs(**filters).jobs]  # type: ignore[arg-type]
+
+    assert ids() == [cancelled.id, by_model.id]
+    assert ids(status="queued") == [by_model.id]
+    assert ids(model_sha256=digest("b")) == [cancelled.id]
+    assert ids(model_sha256=digest("clean")) == []  # the digest of another input
+    assert ids(metadata={"team": "x"}) == [cancelled.id, by_model.id]
+    assert ids(metadata={"team": "x", "git.sha": 'q"}'}) == [by_model.id]
+    assert ids(metadata={"team": "y"}) == []
+    assert ids(metadata={"te\0am": "x"}) == []
+
+
+def test_jobs_are_listed_page_by_page_newest_first(store: JobStore) -> None:
+    spec = spec_for(store, metadata={"k": "v"})
+    made = [store.create(spec).id for _ in range(5)]
+    seen, page = [], store.list_jobs(limit=2)
+    seen += [job.id for job in page.jobs]
+    while page.next:
+        page = store.list_jobs(limit=2, after=page.next, metadata={"k": "v"})
+        seen += [job.id for job in page.jobs]
+    assert seen == made[::-1]
+
+
+def test_unknown_ids_are_named_as_such_whatever_they_hold(store: JobStore) -> None:
+    for job_id in ("job_none", "", "job_\0", "job_\ud800"):
+        with pytest.raises(UnknownJobError):
+            store.get(job_id)
+        with pytest.raises(UnknownJobError):
+            store.request_cancel(job_id)
+        with pytest.raises(UnknownJobError):
+            store.delete(job_id)
+        with pytest.raises(UnknownJobError):
+            store.artifacts(job_id)
+        assert store.claim(job_id) is None
+        with pytest.raises(UnknownFileError):
+            store.get_file(job_id)
+
+
+def test_ids_sort_by_the_time_they_were_made() -> None:
+    made = [new_id("job") for _ in range(1000)]
+    assert made == sorted(made)
+    assert len(set(made)) == 1000
+    assert all(re.fullmatch(r"job_[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}", job_id) for job_id in made)
+
+
+# --- claim and lease ---
+
+
+def test_a_claim_holds_what_a_worker_needs(store: JobStore) -> None:
+    spec = spec_for(store, deadline_seconds=60)
+    job = store.create(spec)
+    claim = claimed(store, job.id)
+    assert (claim.job_id, claim.token, claim.attempt, claim.spec, claim.checkpoint) == (job.id, 1, 1, spec, None)
+    assert {role: file.id for role, file in claim.inputs.items()} == {
+        "model": spec.model.file_id,
+        "clean": spec.clean_data.file_id,
+    }
+    assert 50 < claim.seconds_left <= 60
+    assert claim.deadline == job.timestamps.deadline
+    shown = store.get(job.id)
+    assert (shown.status, shown.attempt) == ("running", 1)
+    assert shown.timestamps.started is not None
+
+
+def test_of_many_who_claim_at_once_exactly_one_gets_the_job(store: JobStore) -> None:
+    spec, workers = spec_for(store), 8
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in range(5):
+            job, together = store.create(spec), Barrier(workers)
+
+            def claim(job_id: str = job.id, together: Barrier = together) -> bool:
+                together.wait()
+                return store.claim(job_id) is not None
+
+            assert sum(future.result() for future in [pool.submit(claim) for _ in range(workers)]) == 1
+            assert store.get(job.id).attempt == 1
+
+
+def test_of_many_who_claim_a_lost_job_at_once_exactly_one_gets_it(store: JobStore) -> None:
+    job, workers = store.create(spec_for(store)), 8
+    claimed(store, job.id)
+    expire(store, job.id)
+    together = Barrier(workers)
+
+    def claim() -> int | None:
+        together.wait()
+        taken = store.claim(job.id)
+        return taken and taken.token
+
+    with ThreadPoolExecutor(workers) as pool:
+        tokens = [future.result() for future in [pool.submit(claim) for _ in range(workers)]]
+    assert sorted(tokens, key=lambda token: token or 0) == [None] * 7 + [2]
+
+
+def test_a_job_is_handed_on_only_when_its_lease_has_run_out(open_store: OpenStore) -> None:
+    store = open_store(lease_seconds=0.3)
+    job = store.create(spec_for(store))
+    first = claimed(store, job.id)
+    assert store.claim(job.id) is None
+    assert store.claimable() == ()
+    time.sleep(0.2)
+    assert store.beat(first) == "running"
+    time.sleep(0.2)
+    assert store.claim(job.id) is None  # the beat moved its end
+    time.sleep(0.2)
+    assert store.claimable() == (job.id,)
+    second = claimed(store, job.id)
+    assert (second.token, second.attempt) == (2, 2)
+    assert store.beat(first) is None
+
+
+def test_a_lease_from_the_future_is_no_lease(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    claimed(store, job.id)
+    an_hour_ahead = round((time.time() + 3600) * 1000)
+    change_row(store, job.id, lease_until=an_hour_ahead)
+    assert claimed(store, job.id).token == 2
+
+
+def test_waiting_jobs_are_claimable_oldest_first(store: JobStore) -> None:
+    spec = spec_for(store)
+    made = [store.create(spec).id for _ in range(4)]
+    claimed(store, made[1])
+    assert store.claimable() == (made[0], made[2], made[3])
+    assert store.claimable(limit=2) == (made[0], made[2])
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, **BY_NAME)
+def test_a_worker_that_lost_its_lease_changes_nothing(store: JobStore, outcome: Outcome) -> None:
+    job = store.create(spec_for(store))
+    stale = claimed(store, job.id)
+    expire(store, job.id)
+    claimed(store, job.id)
+    before = store.get(job.id)
+    assert store.beat(stale) is None
+    assert not store.advance(stale, phase="clone")
+    assert not store.save_checkpoint(stale, CheckpointRecord(digest("stale"), 1))
+    assert not store.inspected(stale, Inspection(num_classes=3, warnings=("stale",)))
+    assert not store.finish(stale, outcome)
+    assert store.get(job.id) == before
+    assert store.artifacts(job.id) == ()
+    assert digest("stale") not in store.live_digests()
+
+
+# --- what a running job leaves ---
+
+
+def test_phase_and_progress_show_while_the_job_runs(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    claim = claimed(store, job.id)
+    progress = Progress(fraction=0.25, step=1, total_steps=4)
+    assert store.advance(claim, phase="clone", progress=progress)
+    shown = store.get(job.id)
+    assert (shown.phase, shown.progress) == ("clone", progress)
+    assert store.finish(claim, Released())
+    shown = store.get(job.id)
+    assert (shown.phase, shown.progress) == (None, None)
+
+
+def test_what_intake_found_is_kept_with_job_and_files(store: JobStore) -> None:
+    spec = spec_for(store)
+    job = store.create(spec)
+    seen = Inspection(
+        num_classes=10,
+        inputs={
+            "model": InputInspection(format="safetensors", details={"tensors": 3}),
+            "clean": InputInspection(format="imagefolder-zip", samples=2500, details={"class_names": ["a", "b\0"]}),
+        },
+        warnings=("one class is missing",),
+    )
+    assert store.inspected(claimed(store, job.id), seen)
+    shown = store.get(job.id)
+    assert (shown.model.num_classes, shown.model.format, shown.warnings) == (10, "safetensors", seen.warnings)
+    assert (shown.clean_data.format, shown.clean_data.samples) == ("imagefolder-zip", 2500)
+    assert store.get_file(spec.model.file_id).inspection == {"tensors": 3}
+    assert store.get_file(spec.clean_data.file_id).inspection == {"class_names": ["a", "b\0"]}
+
+
+def test_the_next_attempt_goes_on_from_the_last_checkpoint(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    first = claimed(store, job.id)
+    assert store.save_checkpoint(first, CheckpointRecord(digest("one"), 1))
+    assert store.save_checkpoint(first, CheckpointRecord(digest("two"), 2))
+    expire(store, job.id)
+    assert claimed(store, job.id).checkpoint == CheckpointRecord(digest("two"), 2)
+    assert digest("one") not in store.live_digests()
+    assert digest("two") in store.live_digests()
+
+
+# --- the end ---
+
+
+def test_success_brings_status_figures_and_artifacts_together(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    claim = claimed(store, job.id)
+    store.inspected(claim, Inspection(warnings=("early",)))
+    assert store.finish(claim, SUCCESS)
+    done = store.get(job.id)
+    assert (done.status, done.terminal, done.summary, done.error) == ("succeeded", True, SUMMARY, None)
+    assert done.warnings == ("early", *SUCCESS.warnings)
+    assert done.timestamps.finished is not None
+    assert store.artifacts(job.id) == (artifact("model.safetensors"), artifact("report.json"))
+    assert store.artifact(job.id, "report.json") == artifact("report.json")
+    with pytest.raises(UnknownArtifactError):
+        store.artifact(job.id, "../etc/passwd")
+
+
+def test_failure_keeps_its_reason(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    assert store.finish(claimed(store, job.id), Failed(FAILURE))
+    assert (store.get(job.id).status, store.get(job.id).error) == ("failed", FAILURE)
+    assert store.artifacts(job.id) == ()
+
+
+@pytest.mark.parametrize("first", [SUCCESS, Failed(FAILURE), Cancelled()], **BY_NAME)
+@pytest.mark.parametrize("second", OUTCOMES, **BY_NAME)
+def test_a_job_ends_once(store: JobStore, first: Outcome, second: Outcome) -> None:
+    job = store.create(spec_for(store))
+    claim = claimed(store, job.id)
+    assert store.finish(claim, first)
+    end, artifacts = store.get(job.id), store.artifacts(job.id)
+    assert end.terminal
+    assert not store.finish(claim, second)
+    assert store.beat(claim) is None
+    assert store.claim(job.id) is None
+    assert store.sweep() == SweepResult()
+    with pytest.raises(JobFinishedError):
+        store.request_cancel(job.id)
+    assert (store.get(job.id), store.artifacts(job.id)) == (end, artifacts)
+
+
+def test_of_many_commits_at_once_exactly_one_takes_effect(store: JobStore) -> None:
+    job, writers = store.create(spec_for(store)), 8
+    claim, together = claimed(store, job.id), Barrier(writers)
+
+    def commit() -> bool:
+        together.wait()
+        return store.finish(claim, SUCCESS)
+
+    with ThreadPoolExecutor(writers) as pool:
+        assert sum(future.result() for future in [pool.submit(commit) for _ in range(writers)]) == 1
+    assert len(store.artifacts(job.id)) == len(SUCCESS.artifacts)
+
+
+def test_a_released_job_waits_again_and_the_attempt_does_not_count(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    store.announced(job.id)
+    assert store.finish(claimed(store, job.id), Released())
+    assert (store.get(job.id).status, store.get(job.id).attempt) == ("queued", 0)
+    again = claimed(store, job.id)
+    assert (again.token, again.attempt) == (2, 1)
+
+
+def test_a_job_that_crashes_twice_fails_with_the_reason(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    assert store.finish(claimed(store, job.id), Crashed(CRASH))
+    assert store.get(job.id).status == "queued"
+    assert store.finish(claimed(store, job.id), Crashed(CRASH))
+    assert (store.get(job.id).status, store.get(job.id).error) == ("failed", CRASH)
+
+
+def test_a_deleted_job_is_gone_with_its_artifacts(store: JobStore) -> None:
+    job = store.create(spec_for(store, metadata={"k": "v"}))
+    with pytest.raises(JobNotFinishedError):
+        store.delete(job.id)
+    claim = claimed(store, job.id)
+    with pytest.raises(JobNotFinishedError):
+        store.delete(job.id)
+    store.finish(claim, SUCCESS)
+    assert digest("report.json") in store.live_digests()
+    store.delete(job.id)
+    assert digest("report.json") not in store.live_digests()
+    assert store.list_jobs(metadata={"k": "v"}).jobs == ()
+    with pytest.raises(UnknownJobError):
+        store.get(job.id)
+
+
+# --- cancel ---
+
+
+def test_a_waiting_job_is_cancelled_at_once(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    assert store.request_cancel(job.id).status == "cancelled"
+    assert store.claim(job.id) is None
+    assert store.claimable() == ()
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES, **BY_NAME)
+def test_cancel_wins_over_every_outcome(store: JobStore, outcome: Outcome) -> None:
+    job = store.create(spec_for(store))
+    claim = claimed(store, job.id)
+    assert store.request_cancel(job.id).status == "cancelling"
+    assert store.request_cancel(job.id).status == "cancelling"
+    assert store.beat(claim) == "cancelling"
+    assert not store.advance(claim, phase="clone")
+    assert store.finish(claim, outcome)
+    ended = store.get(job.id)
+    assert (ended.status, ended.error, ended.summary) == ("cancelled", None, None)
+    assert store.artifacts(job.id) == ()
+
+
+def test_cancel_and_success_at_once_leave_one_of_them(store: JobStore) -> None:
+    spec = spec_for(store)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            job = store.create(spec)
+            claim, together = claimed(store, job.id), Barrier(2)
+
+            def cancel(job_id: str = job.id, together: Barrier = together) -> bool:
+                together.wait()
+                try:
+                    return store.request_cancel(job_id).status == "cancelling"
+                except JobFinishedError:
+                    return False
+
+            asked = pool.submit(cancel)
+            together.wait()
+            assert store.finish(claim, SUCCESS)  # the claim was good either way
+            ended = "cancelled" if asked.result() else "succeeded"
+            assert store.get(job.id).status == ended
+            assert len(store.artifacts(job.id)) == (0 if ended == "cancelled" else len(SUCCESS.artifacts))
+
+
+# --- the sweeper ---
+
+
+def test_a_cancelled_job_whose_worker_went_silent_is_ended_by_the_sweeper(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    claim = claimed(store, job.id)
+    store.request_cancel(job.id)
+    assert store.sweep() == SweepResult()
+    expire(store, job.id)
+    assert store.claim(job.id) is None
+    assert store.sweep() == SweepResult(cancelled=1)
+    assert store.get(job.id).status == "cancelled"
+    assert not store.finish(claim, Cancelled())
+
+
+def test_a_job_that_was_lost_five_times_fails(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    for attempt in range(1, 7):  # the first, and one after each loss
+        assert claimed(store, job.id).attempt == attempt
+        assert store.sweep() == SweepResult()
+        expire(store, job.id)
+    assert store.claim(job.id) is None
+    assert store.claimable() == ()
+    assert store.sweep() == SweepResult(worker_lost=1)
+    error = store.get(job.id).error
+    assert error is not None
+    assert (error.code, error.error_class) == ("worker_lost", "infrastructure")
+
+
+def test_jobs_past_their_deadline_fail_unless_a_worker_looks_after_them(store: JobStore) -> None:
+    spec = spec_for(store)
+    waiting, watched, silent, early = (store.create(spec) for _ in range(4))
+    for job in (watched, silent):
+        claimed(store, job.id)
+    for job in (waiting, watched, silent):
+        change_row(store, job.id, deadline=1)
+    expire(store, silent.id)
+    assert store.sweep() == SweepResult(deadline_exceeded=2)
+    for job in (waiting, silent):
+        error = store.get(job.id).error
+        assert error is not None
+        assert (error.code, error.error_class) == ("deadline_exceeded", "timeout")
+    assert (store.get(watched.id).status, store.get(early.id).status) == ("running", "queued")
+
+
+def test_sweepers_beside_each_other_end_each_job_once(store: JobStore) -> None:
+    spec, sweepers = spec_for(store), 4
+    for _ in range(20):
+        change_row(store, store.create(spec).id, deadline=1)
+    together = Barrier(sweepers)
+
+    def sweep() -> int:
+        together.wait()
+        return store.sweep().deadline_exceeded
+
+    with ThreadPoolExecutor(sweepers) as pool:
+        assert sum(future.result() for future in [pool.submit(sweep) for _ in range(sweepers)]) == 20
+
+
+def test_only_claimable_jobs_that_no_message_was_sent_for_lately_are_announced_again(store: JobStore) -> None:
+    spec = spec_for(store)
+    fresh, old, sent, sent_long_ago, clock_set_back, running, silent = (store.create(spec).id for _ in range(7))
+    now = round(time.time() * 1000)
+    for job_id in (old, sent, sent_long_ago, clock_set_back, running, silent):
+        change_row(store, job_id, created=now - 100_000)
+    store.announced(sent)
+    change_row(store, sent_long_ago, announced=now - 60_000)
+    change_row(store, clock_set_back, announced=now + 60_000)
+    claimed(store, running)
+    claimed(store, silent)
+    expire(store, silent)
+    due = store.unannounced(older_than_seconds=30)
+    assert due == (old, sent_long_ago, clock_set_back, silent)
+    assert fresh not in due
+
+
+def test_a_released_job_is_announced_at_once(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    change_row(store, job.id, created=1)
+    store.announced(job.id)
+    assert store.unannounced(older_than_seconds=30) == ()
+    store.finish(claimed(store, job.id), Released())
+    assert store.unannounced(older_than_seconds=30) == (job.id,)
+
+
+def test_a_digest_lives_as_long_as_something_needs_it(store: JobStore) -> None:
+    spec = spec_for(store)
+    job = store.create(spec)
+    claim = claimed(store, job.id)
+    store.save_checkpoint(claim, CheckpointRecord(digest("checkpoint"), 1))
+    inputs = {digest("model"), digest("clean")}
+    assert store.live_digests() == {*inputs, digest("checkpoint")}
+    store.finish(claim, SUCCESS)
+    outputs = {digest("report.json"), digest("model.safetensors")}
+    assert store.live_digests() == inputs | outputs
+    store.delete_file(spec.model.file_id)
+    store.delete_file(spec.clean_data.file_id)
+    assert store.live_digests() == outputs
+
+
+# --- the key ---
+
+
+def test_there_is_one_key_at_a_time(store: JobStore) -> None:
+    assert store.key_digest() is None
+    for number in ("1", "2"):
+        store.set_key(KeyRecord(number, digest(number)))
+        assert store.key_digest() == KeyRecord(number, digest(number))

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medic_core.attacks.triggers import badnet
+from worker.trigger import main, put_trigger_on, read_images
+
+DATA = Path(os.environ.get("MEDIC_TEST_DATA", "../shared/data"))
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="MEDIC_TEST_DATA (default ../shared/data) is absent")
+
+
+def encoded(seed: int, kind: str = "PNG", size: tuple[int, int] = (16, 12), mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def zip_of(path: Path, entries: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return zip_of(
+        tmp_path / "in.zip", {f"{label}/{i}.png": encoded(i) for i, label in enumerate(["cat", "dog", "cat"])}
+    )
+
+
+def run(data: Path, out: Path, kind: str = "badnet") -> None:
+    main(["--kind", kind, "--data", str(data), "--out", str(out)])
+
+
+def test_every_image_gets_the_trigger_under_its_own_folder_and_name(data, tmp_path):
+    run(data, tmp_path / "out.zip")
+    before, after = dict(read_images(data)), dict(read_images(tmp_path / "out.zip"))
+    assert list(after) == ["cat/0.png", "dog/1.png", "cat/2.png"]
+    for name, pixels in before.items():
+        assert torch.equal(after[name], badnet(pixels[None])[0])
+
+
+def test_the_same_input_gives_the_same_bytes(data, tmp_path):
+    run(data, tmp_path / "a.zip")
+    run(data, tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_what_is_not_png_becomes_png_under_its_name_with_that_suffix(tmp_path):
+    source = zip_of(
+        tmp_path / "in.zip",
+        {"cat/a.JPG": encoded(0, "JPEG"), "cat/b.webp": encoded(1, "WEBP"), "dog/gray.png": encoded(2, mode="L")},
+    )
+    run(source, tmp_path / "out.zip")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.namelist() == ["cat/a.png", "cat/b.png", "dog/gray.png"]
+        assert all(Image.open(archive.open(name)).format == "PNG" for name in archive.namelist())
+
+
+def test_what_desktops_leave_in_archives_is_left_out(tmp_path):
+    source = zip_of(tmp_path / "in.zip", {"cat/0.png": encoded(0), "__MACOSX/cat/0.png": b"x", "cat/.DS_Store": b"x"})
+    run(source, tmp_path / "out.zip")
+    assert [name for name, _ in read_images(tmp_path / "out.zip")] == ["cat/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({}, "holds no images"),
+        ({"cat/0.png": b"not an image"}, "'cat/0.png' cannot be decoded"),
+        ({"cat/0.png": encoded(0)[:200]}, "'cat/0.png' cannot be decoded"),
+        ({"cat/0.png": encoded(0, size=(4, 4))}, "unusable size"),
+        ({"0.png": encoded(0)}, "'0.png' lies in no class folder"),
+        ({"../cat/0.png": encoded(0)}, "points out of the archive"),
+        ({"cat/labels.csv": b"a,b"}, "'cat/labels.csv' is not one of .png"),
+        ({"cat/a.png": encoded(0), "cat/a.jpg": encoded(1, "JPEG")}, "'cat/a.jpg' is not the only image"),
+    ],
+)
+def test_bad_input_is_a_usage_error_that_names_it_and_writes_nothing(tmp_path, capsys, entries, said):
+    source = zip_of(tmp_path / "in.zip", {"cat/first.png": encoded(9)} | entries if entries else entries)
+    with pytest.raises(SystemExit) as stopped:
+        run(source, tmp_path / "out.zip")
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.zip"]
+
+
+def test_every_wrong_name_is_listed_at_once(tmp_path, capsys):
+    source = zip_of(tmp_path / "in.zip", {"a.png": b"", "cat/b.txt": b"", "../c.png": b""})
+    with pytest.raises(SystemExit):
+        run(source, tmp_path / "out.zip")
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("'a.png'", "'cat/b.txt'", "'../c.png'"))
+
+
+def test_a_file_that_is_no_zip_or_absent_and_an_unknown_kind_are_usage_errors(tmp_path, capsys, data):
+    (tmp_path / "text.zip").write_text("hello")
+    for arguments in (
+        (tmp_path / "text.zip", tmp_path / "out.zip"),
+        (tmp_path / "absent.zip", tmp_path / "out.zip"),
+        (data, tmp_path / "out.zip", "no-such-kind"),
+        (data, data / "out.zip"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(*arguments)
+        assert stopped.value.code == 2
+    assert "no-such-kind" in capsys.readouterr().err
+    assert not (tmp_path / "out.zip").exists()
+
+
+@needs_data
+def test_the_authors_badnet_checkpoint_obeys_this_trigger_on_every_image_of_another_class(tmp_path):
+    from medic_core.architectures import find_architecture
+
+    put_trigger_on(DATA / "cifar10/test-1000.zip", tmp_path / "triggered.zip", badnet)
+    named = list(read_images(tmp_path / "triggered.zip"))
+    classes = sorted({name.split("/")[0] for name, _ in named})
+    labels = torch.tensor([classes.index(name.split("/")[0]) for name, _ in named])
+    images = torch.stack([pixels for _, pixels in named]) / 255
+    model = find_architecture("medic/wide_resnet16_1", num_classes=10).build()
+    checkpoint = torch.load(DATA / "checkpoints/badnet-wrn16-1.pth.tar", weights_only=True, map_location="cpu")
+    model.load_state_dict(checkpoint["state_dict"])
+    with torch.inference_mode():
+        predicted = model.eval()(images).argmax(dim=1)
+    others = labels != classes.index("dog")
+    assert others.sum().item() == 914
+    assert (predicted[others] == classes.index("dog")).all()

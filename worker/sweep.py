@@ -1,0 +1,30 @@
+"""The sweeper of a Celery worker: ``python -m worker.sweep``. Any number may run; a polling worker sweeps by itself."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+
+from jobs.artifacts import open_artifacts
+from jobs.queue import open_queue
+from jobs.settings import Settings
+from jobs.store import open_store
+from jobs.sweeper import sweep_forever
+from worker.process import die_with_parent
+
+
+def main() -> None:
+    """Sweep until SIGTERM or SIGINT, or until the worker that started this process is gone."""
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    settings = Settings()
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    sweep_forever(open_store(settings), open_artifacts(settings), open_queue(settings), settings, stopping)
+
+
+if __name__ == "__main__":
+    main()
