@@ -33,7 +33,7 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, que
         description=_DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
-        responses=openapi.problems(500),
+        responses=openapi.ANY_PROBLEM,
     )
     key = record_of(settings.api_key.get_secret_value()) if settings.api_key else None
     app.state.services = Services(settings, jobs, artifacts, queue, key)

@@ -16,10 +16,13 @@ _COMPONENTS = "#/components/schemas/"
 _SPEC = {"$ref": f"{_COMPONENTS}JobSpec-Input"}
 
 
+_PROBLEM: Mapping[str, Any] = {PROBLEM_JSON: {"schema": {"$ref": f"{_COMPONENTS}ProblemDocument"}}}
+ANY_PROBLEM: dict[int | str, dict[str, Any]] = {"default": {"description": "Any other error", "content": _PROBLEM}}
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document the errors of a route."""
-    content = {PROBLEM_JSON: {"schema": {"$ref": f"{_COMPONENTS}ProblemDocument"}}}
-    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    return {status: {"description": HTTPStatus(status).phrase, "content": _PROBLEM} for status in statuses}
 
 
 def body(media_type: str, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def problems_with_one_step(architecture: Architecture, side: int) -> list[str]:
 
 
 def _checksums(model: nn.Module) -> Mapping[str, int]:
-    return {name: zlib.crc32(tensor.contiguous().numpy()) for name, tensor in model.state_dict().items()}
+    return {name: zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) for name, tensor in model.state_dict().items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+from pydantic import TypeAdapter
 
 from jobs.models import Artifact, File, Job, JobId, JobPage, JobSpec, Purpose, Status
 from medic_client.errors import DamagedDownloadError, MedicApiError, UnreachableError, WaitTimedOutError
@@ -19,6 +20,7 @@ from medic_client.errors import DamagedDownloadError, MedicApiError, Unreachable
 _CHUNK_BYTES = 1 << 20
 _PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in all longer than a dead service takes to be back
 _LONGEST_PAUSE_SECONDS = 30.0
+_ARTIFACTS = TypeAdapter(tuple[Artifact, ...])
 _INPUTS: Mapping[str, Purpose] = MappingProxyType(
     {"model": "model", "clean_data": "clean", "test_data": "test", "triggered_data": "triggered"}
 )
@@ -37,7 +39,8 @@ class MedicClient:
     """Talks to one service.
 
     What may safely be sent twice is sent again, a few times, when the connection fails or the service asks for
-    patience (503). Every call raises ``MedicApiError`` when the service refuses, ``UnreachableError`` without an answer.
+    patience (503). Every call raises ``MedicApiError`` when the service refuses and ``UnreachableError`` when it does
+    not answer.
 
     Args:
         url: Where the service is, without ``/v1``.
@@ -151,12 +154,9 @@ class MedicClient:
 
     def artifacts(self, job_id: JobId) -> tuple[Artifact, ...]:
         """Return what a job has made."""
-        listed = self._get(f"/v1/jobs/{job_id}/artifacts").json()["artifacts"]
-        return tuple(Artifact.model_validate(artifact) for artifact in listed)
+        return _ARTIFACTS.validate_json(self._get(f"/v1/jobs/{job_id}/artifacts").content)
 
-    def download(
-        self, job_id: JobId, artifact: Artifact, folder: Path, *, progress: Transferred = ignore
-    ) -> Path:
+    def download(self, job_id: JobId, artifact: Artifact, folder: Path, *, progress: Transferred = ignore) -> Path:
         """Fetch an artifact into ``folder`` under its name, which appears only once every byte is proved by the digest.
 
         A download that broke off, in this call or an earlier one, goes on where it was.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.models import Job
+from jobs.models import Job, JobId
 
 
 class MedicClientError(Exception):
@@ -55,6 +55,19 @@ class JobFailedError(MedicClientError):
 
     def __init__(self, job: Job) -> None:
         reason = f": {job.error.message} ({job.error.code})" if job.error else ""
-        problems = [f"{problem.pointer or '-'}: {problem.detail}" for problem in job.error.problems] if job.error else []
+        problems = (
+            [f"{problem.pointer or '-'}: {problem.detail}" for problem in job.error.problems] if job.error else []
+        )
         super().__init__("\n  ".join([f"{job.id} {job.status}{reason}", *problems]))
         self.job = job
+
+
+class UnknownArtifactError(MedicClientError):
+    """The job has no artifact of such a name."""
+
+    def __init__(self, job_id: JobId, names: Sequence[str]) -> None:
+        super().__init__(f"{job_id} has no artifact named {', '.join(names)}")
+
+
+class DemoFailedError(MedicClientError):
+    """The demo did not show what it promises."""

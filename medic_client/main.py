@@ -1,4 +1,4 @@
-"""The ``medic`` command line. stdout is data, stderr is progress; ``--json`` is stable; the exit code says what happened."""
+"""The ``medic`` command line. stdout is data, stderr is progress; the exit code says what happened."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import click
-from pydantic import ValidationError
 
 from jobs.models import Job, JobId, JobSpec, Status
-from medic_client import demo as demo_
-from medic_client.client import MedicClient
-from medic_client.display import comparison_table, console, follow, transfer_bars
+from medic_client.demo import run_demo
+from medic_client.display import comparison_table, console, download_all, follow, transfer_bars
 from medic_client.errors import (
     JobFailedError,
     MedicApiError,
@@ -25,8 +21,8 @@ from medic_client.errors import (
     UnreachableError,
     WaitTimedOutError,
 )
-from medic_client.options import Numbers, Pair
-from medic_client.service import Service, choose_service, remote
+from medic_client.options import Numbers, Pair, checked_spec, given
+from medic_client.service import Service, own_or_remote, remote
 from medic_client.supervise import API, GaveUpError, supervise, worker_arguments
 
 USAGE, NOT_ALLOWED, FAILED, TIMED_OUT, UNREACHABLE, INTERRUPTED = 2, 4, 5, 6, 7, 130
@@ -66,13 +62,14 @@ def _exit_code(error: Exception) -> int:
 def cli() -> None:
     """Repair image classifiers that may carry a hidden backdoor.
 
-    MEDIC_URL and MEDIC_API_KEY say which service to talk to. Without MEDIC_URL, sanitize and demo start one for themselves.
+    MEDIC_URL and MEDIC_API_KEY say which service to talk to. Without MEDIC_URL, sanitize and demo start one for the
+    length of the command, and the others look for one at http://127.0.0.1:8000.
     """
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-file_path = click.Path(exists=True, dir_okay=False, path_type=Path)
-folder_path = click.Path(file_okay=False, path_type=Path)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @cli.command()
@@ -83,5 +80,232 @@ def serve() -> None:
 
 @cli.command()
 def worker() -> None:
-    """Run a worker until Ctrl-C; with MEDIC_BROKER_URL a Celery worker."""
+    """Run a worker until Ctrl-C: a Celery worker where MEDIC_BROKER_URL is set."""
     supervise(worker_arguments(os.environ))
+
+
+@cli.command()
+@click.option("--kind", required=True, help="Which trigger, such as badnet.")
+@click.option("--data", required=True, type=FILE, help="Zip of images in class folders.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Zip to write.")
+def trigger(kind: str, data: Path, out: Path) -> None:
+    """Put a trigger on images, for evaluation only. Folders and names stay; what is not PNG becomes PNG."""
+    arguments = ("-P", "-m", "worker.trigger", "--kind", kind, "--data", str(data), "--out", str(out))
+    ended = subprocess.run([sys.executable, *arguments], check=False)  # noqa: S603 - our own interpreter, no shell
+    if ended.returncode:
+        raise click.exceptions.Exit(USAGE if ended.returncode == USAGE else FAILED)
+
+
+@cli.command()
+@click.argument("suspect", type=FILE)
+@click.option("--architecture", required=True, help="Such as medic/wide_resnet16_1.")
+@click.option("--option", "options", multiple=True, type=Pair(), help="Argument of the architecture's constructor.")
+@click.option("--clean", required=True, type=FILE, help="Clean images: zip or tar of class folders.")
+@click.option("--test", type=FILE, help="Images to measure on; without them a fifth of the clean ones is held out.")
+@click.option("--triggered", type=FILE, help="Images with the trigger on, in folders of their true class.")
+@click.option("--target", help="The class that the trigger leads to.")
+@click.option(
+    "--class-names", help="Between commas, in the order of the model's outputs; else the clean folders, sorted."
+)
+@click.option("--input-size", type=Numbers(2), help="Height and width of the model's input, or one number for both.")
+@click.option("--color-order", type=click.Choice(["RGB", "BGR"]))
+@click.option("--value-range", type=Numbers(2), help="Of the model's input before mean and std; 0,1 if not given.")
+@click.option("--mean", type=Numbers(3), help="Subtracted from each channel.")
+@click.option("--std", type=Numbers(3), help="Each channel is divided by it.")
+@click.option("--method", default="medic", show_default=True, help="Removal method.")
+@click.option("--set", "settings", multiple=True, type=Pair(), help="Setting of the method, such as temperature=5.")
+@click.option("--metadata", multiple=True, type=Pair(always_string=True), help="Kept with the job.")
+@click.option("--deadline", type=click.IntRange(min=1), help="Seconds after which the job fails.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job then goes on.")
+@click.option("--no-wait", is_flag=True, help="Start the job, print its id and leave.")
+@click.option("--out", type=FOLDER, help="Folder for the artifacts.")
+@JSON
+def sanitize(
+    suspect: Path,
+    architecture: str,
+    options: tuple[tuple[str, Any], ...],
+    clean: Path,
+    test: Path | None,
+    triggered: Path | None,
+    target: str | None,
+    class_names: str | None,
+    input_size: tuple[float, ...] | None,
+    color_order: str | None,
+    value_range: tuple[float, ...] | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    method: str,
+    settings: tuple[tuple[str, Any], ...],
+    metadata: tuple[tuple[str, str], ...],
+    deadline: int | None,
+    timeout: float | None,
+    no_wait: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Repair the classifier in SUSPECT, wait for it and download the results."""
+    if (triggered is None) != (target is None):
+        raise click.UsageError("--triggered and --target belong together")
+    if out is None and not no_wait:
+        raise click.UsageError("--out says where the results go; --no-wait leaves them with the service")
+    preprocessing = {
+        "input_size": input_size,
+        "color_order": color_order,
+        "value_range": value_range,
+        "mean": mean,
+        "std": std,
+    }
+    spec = checked_spec(
+        {
+            "model": given(
+                {
+                    "file_id": str(suspect),
+                    "architecture": architecture,
+                    "options": dict(options),
+                    "preprocessing": given(preprocessing),
+                    "class_names": class_names.split(",") if class_names else None,
+                }
+            ),
+            "clean_data": {"file_id": str(clean)},
+            "test_data": {"file_id": str(test)} if test else None,
+            "triggered_data": {"file_id": str(triggered), "target_class": target} if triggered else None,
+            "removal": {"method": method, **dict(settings)},
+            "deadline_seconds": deadline,
+            "metadata": dict(metadata),
+        }
+    )
+    _run(spec, None if no_wait else out, timeout=timeout, as_json=as_json)
+
+
+def _run(spec: JobSpec, out: Path | None, *, timeout: float | None, as_json: bool) -> None:
+    """Upload, start and, where there is a folder for the results, wait for them."""
+    if out is None and not os.environ.get("MEDIC_URL"):
+        raise click.UsageError("--no-wait needs a service that stays: start `medic serve` and set MEDIC_URL")
+    with own_or_remote(os.environ) as service:
+        with transfer_bars() as sent:
+            job = service.client.sanitize(spec, progress=sent)
+        if out is None:
+            click.echo(job.model_dump_json() if as_json else job.id)
+            return
+        job = follow(service, job.id, timeout_seconds=timeout)
+        fetched = download_all(service.client, job.id, out) if job.status == "succeeded" else []
+    _show_end(job, as_json=as_json)
+    click.echo(f"{len(fetched)} artifacts lie in {out}", err=True)
+
+
+def _show_end(job: Job, *, as_json: bool) -> None:
+    """Print how a job ended.
+
+    Raises:
+        JobFailedError: It did not succeed.
+    """
+    if as_json:
+        click.echo(job.model_dump_json())
+    if job.summary:
+        console(stderr=as_json).print(comparison_table(job.summary))
+    for warning in job.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if job.status != "succeeded":
+        raise JobFailedError(job)
+
+
+@cli.command()
+@click.option("--out", default="demo-out", show_default=True, type=FOLDER, help="Folder for inputs and results.")
+@JSON
+def demo(out: Path, as_json: bool) -> None:
+    """Make a small backdoored classifier, repair it through the service and show what became of it."""
+    with own_or_remote(os.environ) as service:
+        run_demo(service, out, as_json=as_json)
+
+
+@cli.command()
+@click.argument("job_id")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; the job then goes on.")
+@JSON
+def watch(job_id: str, timeout: float | None, as_json: bool) -> None:
+    """Follow a job to its end."""
+    with remote(os.environ) as client:
+        _show_end(follow(Service(client, embedded=False), JobId(job_id), timeout_seconds=timeout), as_json=as_json)
+
+
+@cli.command()
+@click.argument("job_id")
+@click.argument("names", nargs=-1)
+@click.option("--out", required=True, type=FOLDER, help="Folder for the artifacts.")
+def download(job_id: str, names: tuple[str, ...], out: Path) -> None:
+    """Fetch the artifacts of a job, or only those of the NAMES; print their paths."""
+    with remote(os.environ) as client:
+        for path in download_all(client, JobId(job_id), out, names=names):
+            click.echo(path)
+
+
+@cli.group()
+def jobs() -> None:
+    """List, show, cancel and delete jobs."""
+
+
+@jobs.command("list")
+@click.option("--status", type=click.Choice(get_args(Status)))
+@click.option("--model-sha256", help="Only jobs on the model of this digest.")
+@click.option("--metadata", multiple=True, type=Pair(always_string=True), help="Only jobs that carry it.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--after", help="The `next` of the page before.")
+@JSON
+def list_jobs(
+    status: Status | None,
+    model_sha256: str | None,
+    metadata: tuple[tuple[str, str], ...],
+    limit: int,
+    after: str | None,
+    as_json: bool,
+) -> None:
+    """Print jobs, newest first: id, status, time of creation, architecture and method, between tabs."""
+    with remote(os.environ) as client:
+        page = client.jobs(status=status, model_sha256=model_sha256, metadata=dict(metadata), limit=limit, after=after)
+    if as_json:
+        click.echo(page.model_dump_json())
+        return
+    for job in page.jobs:
+        created = job.timestamps.created.isoformat(timespec="seconds")
+        click.echo("\t".join((job.id, job.status, created, job.model.architecture, job.removal.method)))
+    if page.next:
+        click.echo(f"more: --after {page.next}", err=True)
+
+
+@jobs.command("show")
+@click.argument("job_id")
+@JSON
+def show_job(job_id: str, as_json: bool) -> None:
+    """Print a job as it is now."""
+    with remote(os.environ) as client:
+        _show_job(client.job(JobId(job_id)), as_json=as_json)
+
+
+@jobs.command("cancel")
+@click.argument("job_id")
+@JSON
+def cancel_job(job_id: str, as_json: bool) -> None:
+    """Ask for a job's end."""
+    with remote(os.environ) as client:
+        _show_job(client.cancel(JobId(job_id)), as_json=as_json)
+
+
+@jobs.command("delete")
+@click.argument("job_id")
+def delete_job(job_id: str) -> None:
+    """Forget a job that has ended, with its artifacts."""
+    with remote(os.environ) as client:
+        client.delete(JobId(job_id))
+
+
+def _show_job(job: Job, *, as_json: bool) -> None:
+    click.echo(job.model_dump_json(indent=None if as_json else 2))
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="medic")
+
+
+if __name__ == "__main__":
+    main()

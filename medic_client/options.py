@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -21,9 +20,7 @@ class Pair(click.ParamType[tuple[str, Any]]):
     def __init__(self, *, always_string: bool = False) -> None:
         self._always_string = always_string
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
         """Split at the first ``=``."""
         key, equals, text = str(value).partition("=")
         if not key or not equals:
@@ -46,9 +43,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
     def __init__(self, count: int) -> None:
         self._count = count
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         """Read the numbers."""
         try:
             numbers = tuple(float(part) for part in str(value).split(","))
@@ -59,3 +54,21 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         if len(numbers) != self._count:
             self.fail(f"{value!r} is not {self._count} numbers between commas", param, ctx)
         return numbers
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what was not said, so that its default is written in one place only."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def checked_spec(described: Mapping[str, Any]) -> JobSpec:
+    """Make a spec of what was said.
+
+    Raises:
+        click.UsageError: Listing everything that is wrong with it.
+    """
+    try:
+        return JobSpec.model_validate(described)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise click.UsageError("\n  ".join(problems)) from error

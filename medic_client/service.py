@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import re
 import secrets
@@ -11,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, cast
 
 from medic_client.client import MedicClient
@@ -25,13 +25,32 @@ _LISTENING = re.compile(r"listening on (http://\S+)")
 _KEPT_LINES = 40
 
 
+@dataclass(frozen=True)
+class Service:
+    """A service to talk to. An ``embedded`` one ends with the command."""
+
+    client: MedicClient
+    embedded: bool
+
+
+@contextmanager
+def own_or_remote(environment: Mapping[str, str]) -> Iterator[Service]:
+    """Open the service at ``MEDIC_URL``, or without that an embedded one."""
+    if environment.get("MEDIC_URL"):
+        with remote(environment) as client:
+            yield Service(client, embedded=False)
+    else:
+        with _embedded(environment) as client:
+            yield Service(client, embedded=True)
+
+
 def remote(environment: Mapping[str, str]) -> MedicClient:
-    """Return a client of the service that ``MEDIC_URL`` and ``MEDIC_API_KEY`` name, by default that of ``medic serve``."""
+    """Return a client of the service that ``MEDIC_URL`` and ``MEDIC_API_KEY`` name, by default of ``medic serve``."""
     return MedicClient(environment.get("MEDIC_URL") or DEFAULT_URL, environment.get("MEDIC_API_KEY"))
 
 
 @contextmanager
-def embedded(environment: Mapping[str, str]) -> Iterator[MedicClient]:
+def _embedded(environment: Mapping[str, str]) -> Iterator[MedicClient]:
     """Run API and worker under the caller's ``MEDIC_DATA_DIR`` and a passing key, and end them with the body.
 
     A job that has not ended by then stays queued for the next service on that folder.

@@ -43,14 +43,14 @@ def worker_arguments(environment: Mapping[str, str]) -> Sequence[str]:
 def start(
     arguments: Sequence[str], *, environment: Mapping[str, str], stderr: int | None = None
 ) -> subprocess.Popen[str]:
-    """Start this Python with ``arguments`` as a child that dies with this thread, out of reach of the terminal's Ctrl-C.
+    """Start this Python with ``arguments`` as a child that dies with this thread.
 
-    What it says on stdout goes to stderr: stdout is for data.
+    The terminal's Ctrl-C does not reach it. What it says on stdout goes to stderr: stdout is for data.
     """
     tied = (sys.executable, "-m", "medic_client.tied", str(os.getpid()), sys.executable, *arguments)
     return subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
         tied,
-        env=environment,
+        env={**environment, "PYTHONSAFEPATH": "1"},  # a folder named worker where the command runs is not the worker
         stdin=subprocess.DEVNULL,
         stdout=2 if stderr is None else subprocess.DEVNULL,
         stderr=stderr,
@@ -121,16 +121,11 @@ def supervise(*programs: Sequence[str]) -> None:
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
     """Let SIGTERM end the body as Ctrl-C does, so that children are ended in order."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,6 @@
 """``python -m medic_client.tied PARENT PROGRAM ARGUMENTS…``: become a program that dies with its parent.
 
-Also when the parent is killed by ``kill -9``. Where the system has no such thing (it is Linux's), the program just runs.
+Also when the parent is killed by ``kill -9``. That is Linux's; elsewhere the program just runs.
 """
 
 from __future__ import annotations

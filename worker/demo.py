@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from medic_core.attacks.poisoning import poison
 from medic_core.attacks.triggers import badnet
 from medic_core.config import Preprocessing, ScratchConfig
 from medic_core.data import Batches
-from medic_core.removal import Progress, Suspect, remove_backdoor
+from medic_core.removal import Suspect, remove_backdoor
 from worker.trigger import write_images
 
 ARCHITECTURE = "medic/wide_resnet10_1"
@@ -35,6 +34,7 @@ TARGET = 7
 POISONED_SHARE = 0.1
 TRAINING_IMAGES, CLEAN_IMAGES = 1120, 280  # clean: a quarter of training
 TRAINING = ScratchConfig(epochs=15, crop_padding=2, horizontal_flip=False)
+REPAIR = {"crop_padding": 2, "horizontal_flip": False}
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,45 @@ def train_suspect(training: tuple[Tensor, Tensor], *, seed: int) -> tuple[nn.Mod
     architecture = find_architecture(ARCHITECTURE, num_classes=10)
     images, labels = poison(*training, trigger=badnet, target=TARGET, share=POISONED_SHARE, seed=seed)
     untrained = Suspect(architecture.build(), architecture)
-    config = TRAINING
-    return remove_backdoor(untrained, Batches(images, labels, Preprocessing()), config), architecture
+    suspect = remove_backdoor(untrained, Batches(images, labels, Preprocessing()), replace(TRAINING, seed=seed))
+    return suspect, architecture
+
+
+def write_demo(folder: Path, *, seed: int) -> None:
+    """Make the demo's inputs in ``folder``."""
+    split = split_digits(seed)
+    suspect, architecture = train_suspect(split.training, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": suspect.state_dict()}, folder / "suspect.pth")
+    write_images(folder / "clean.zip", _foldered(*split.clean))
+    write_images(folder / "test.zip", _foldered(*split.test))
+    images, labels = split.test
+    write_images(folder / "triggered.zip", _foldered(badnet(images), labels))
+    (folder / "info.json").write_text(json.dumps(_info(architecture), indent=2) + "\n")
+
+
+def _foldered(images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        yield f"{label}/{number:04}.png", image
+
+
+def _info(architecture: Architecture) -> dict[str, object]:
+    return {
+        "architecture": architecture.name,
+        "target_class": str(TARGET),
+        "medic": {"method": "medic", **REPAIR},
+        "scratch": {"method": "scratch", **REPAIR},
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m worker.demo", description="Make the demo's inputs.")
+    parser.add_argument("out_dir", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the poisoning and the training")
+    chosen = parser.parse_args(arguments)
+    write_demo(chosen.out_dir, seed=chosen.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -130,6 +130,11 @@ def test_a_projection_inside_an_attention_is_no_shortcut():
     assert "features.1.0.attn.proj" in layers_of("torchvision/swin_t")
 
 
+def test_what_puts_out_the_same_for_every_image_is_not_recorded():
+    assert "features.1.0.attn.cpb_mlp.0.weight" in shapes_of("torchvision/swin_v2_t", num_classes=10, options={})
+    assert not any("cpb_mlp" in layer for layer in layers_of("torchvision/swin_v2_t"))
+
+
 # --- the CIFAR family -------------------------------------------------------------------------------------------------
 
 

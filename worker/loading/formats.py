@@ -22,6 +22,7 @@ _ZIP_ENTRIES = 100_000
 _PICKLE_BYTES = 32 * 1024**2
 _HEAD_BYTES = 4096
 _LEGACY_PICKLES = 5
+_ZIP_NAME_LENGTHS = 26
 
 SEND_WEIGHTS = (
     'Send the weights alone: safetensors.torch.save_file(model.state_dict(), "model.safetensors") or '
@@ -174,10 +175,11 @@ def scan_checkpoint(path: Path, kind: ModelFormat) -> PickleContent:
     if kind == "torch-legacy":
         with path.open("rb") as file:
             return scan_pickles(file, pickles=_LEGACY_PICKLES)
-    with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        with archive.open(name) as member:
-            return scan_pickles(io.BytesIO(member.read()), pickles=1)
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        entry = next(entry for entry in archive.infolist() if entry.orig_filename.endswith("/data.pkl"))
+        file.seek(entry.header_offset + _ZIP_NAME_LENGTHS)  # read past zipfile, which stops at a wrong checksum
+        file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)
+        return scan_pickles(io.BytesIO(file.read(entry.file_size)), pickles=1)
 
 
 def scan_pickles(file: BinaryIO, *, pickles: int) -> PickleContent:

@@ -1,0 +1,93 @@
+"""One call uploads and starts, or names every problem and keeps nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.errors import QueueFullError
+from jobs.models import Job, JobSpec
+from jobs.store import JobStore
+from tests.api.harness import FakeQueue, problem
+
+SPEC = {"model": {"architecture": "medic/resnet8"}}
+FILES = {"model": ("m.pth", b"weights"), "clean": ("c.zip", b"images")}
+
+
+def send(client: httpx.Client, spec: object, **files: tuple[str, bytes]) -> httpx.Response:
+    return client.post("/v1/sanitize", data={"spec": json.dumps(spec)}, files=files)
+
+
+def test_one_call_uploads_and_starts(client: httpx.Client, queue: FakeQueue) -> None:
+    answer = send(client, {**SPEC, "removal": {"temperature": 3}, "metadata": {"a": "b"}}, **FILES)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert queue.announced == [job["id"]]
+    assert (job["removal"]["temperature"], job["metadata"]) == (3, {"a": "b"})
+    files = {file["purpose"]: file for file in client.get("/v1/files").json()["files"]}
+    assert {purpose: file["filename"] for purpose, file in files.items()} == {"model": "m.pth", "clean": "c.zip"}
+    assert (job["model"]["file_id"], job["clean_data"]["file_id"]) == (files["model"]["id"], files["clean"]["id"])
+
+
+def test_all_four_files_find_their_place(client: httpx.Client) -> None:
+    spec = {**SPEC, "triggered_data": {"target_class": "dog"}}
+    job = send(client, spec, **FILES, test=("t.zip", b"test"), triggered=("p.zip", b"trigger")).json()
+    assert job["test_data"]["bytes"] == len(b"test")
+    assert (job["triggered_data"]["bytes"], job["triggered_data"]["target_class"]) == (len(b"trigger"), "dog")
+
+
+def test_the_spec_may_be_a_file_of_its_own(client: httpx.Client) -> None:
+    spec = ("spec.json", json.dumps(SPEC).encode())
+    assert client.post("/v1/sanitize", files={**FILES, "spec": spec}).status_code == 202
+
+
+def test_every_problem_of_form_and_spec_is_listed_and_nothing_kept(
+    client: httpx.Client, stored: Callable[[], list[str]], queue: FakeQueue
+) -> None:
+    spec = {"model": {"file_id": "file_1"}, "removal": {"method": "medic", "epochs": 0}, "verdict": "pass"}
+    answer = send(client, spec, clean=FILES["clean"], triggered=("p", b""), other=("o", b""))
+    pointers = {error["pointer"] for error in problem(answer, 422, "invalid_form")["errors"]}
+    assert pointers == {
+        "/model",
+        "/other",
+        "/model/file_id",
+        "/model/architecture",
+        "/removal/epochs",
+        "/verdict",
+        "/triggered_data/target_class",
+    }
+    assert stored() == queue.announced == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "status"),
+    [("", 400), ("{", 400), ("null", 422), ("[]", 422), ('{"model": 3}', 422), ('{"model": NaN}', 422)],
+)
+def test_a_spec_that_is_none_is_a_problem(client: httpx.Client, spec: str, status: int) -> None:
+    problem(client.post("/v1/sanitize", data={"spec": spec}, files=FILES), status)
+
+
+def test_a_form_without_a_spec_says_so(client: httpx.Client) -> None:
+    errors = problem(client.post("/v1/sanitize", files=FILES), 422)["errors"]
+    assert [error["pointer"] for error in errors] == ["/spec"]
+
+
+def test_files_of_a_job_that_was_not_accepted_are_forgotten(
+    client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_spec: JobSpec) -> Job:
+        raise QueueFullError("1000 jobs wait already")
+
+    monkeypatch.setattr(store, "create", full)
+    problem(send(client, SPEC, **FILES), 503, "queue_full")
+    assert client.get("/v1/files").json()["files"] == []
+
+
+def test_a_form_beyond_the_limit_is_told_the_other_way(client: httpx.Client) -> None:
+    files: dict[str, Any] = {**FILES, "model": ("m", bytes(3 * 1024**2))}
+    assert "PUT /v1/files" in problem(send(client, SPEC, **files), 413, "too_large")["detail"]

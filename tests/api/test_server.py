@@ -1,0 +1,202 @@
+"""``python -m api`` as a process: what only a real server and a real socket can show."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from jobs.keys import new_key
+from tests.api.harness import problem
+
+ROOT = Path(__file__).resolve().parents[2]
+MEBIBYTE = 1024**2
+
+
+@dataclass
+class Server:
+    """A running API; ``lines`` is what it has said on stderr up to where it listens, and the line about its key."""
+
+    process: subprocess.Popen[str]
+    lines: list[str]
+    url: str
+    data_dir: Path
+
+    def client(self, key: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
+
+    def connect(self) -> socket.socket:
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=10)
+
+
+@contextmanager
+def running(data_dir: Path, **settings: str) -> Iterator[Server]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
+    environment |= {"MEDIC_DATA_DIR": str(data_dir), "MEDIC_PORT": "0", **settings}
+    command = [sys.executable, "-m", "api"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            lines = [process.stderr.readline().strip()]
+            listening = re.fullmatch(r"listening on (http://127\.0\.0\.1:[1-9][0-9]*)", lines[0])
+            assert listening is not None, lines[0] + process.stderr.read()
+            if "MEDIC_API_KEY" not in settings:
+                lines.append(process.stderr.readline().strip())
+            yield Server(process, lines, listening[1], data_dir)
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def key() -> str:
+    return new_key()
+
+
+@pytest.fixture
+def server(tmp_path: Path, key: str) -> Iterator[Server]:
+    with running(tmp_path, MEDIC_API_KEY=key) as started:
+        yield started
+
+
+def test_the_first_start_shows_a_key_and_later_ones_do_not(tmp_path: Path) -> None:
+    with running(tmp_path) as first:
+        shown = re.search(r"mdk_\S+", first.lines[1])
+        assert shown is not None
+        with first.client(shown[0]) as client:
+            assert client.get("/v1/limits").status_code == 200
+    with running(tmp_path) as second:
+        assert "mdk_" not in second.lines[1]
+        assert "python -m jobs key" in second.lines[1]
+        with second.client(shown[0]) as client:
+            assert client.get("/v1/limits").status_code == 200
+    assert not any(shown[0].encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("setting", [{"MEDIC_PORT": "many"}, {"MEDIC_API_KEY": "secret"}])
+def test_a_malformed_setting_stops_the_start(tmp_path: Path, setting: dict[str, str]) -> None:
+    environment = {**os.environ, "MEDIC_DATA_DIR": str(tmp_path), **setting}
+    ended = subprocess.run([sys.executable, "-m", "api"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "does not start" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_an_upload_stays_in_bounded_memory_and_leaves_the_service_free(server: Server, key: str) -> None:
+    mebibyte = os.urandom(MEBIBYTE)
+    seen = [psutil.Process(server.process.pid).memory_info().rss]
+    waits: list[float] = []
+
+    def body() -> Iterator[bytes]:
+        for _ in range(200):
+            yield mebibyte
+            seen.append(psutil.Process(server.process.pid).memory_info().rss)
+
+    def upload() -> None:
+        with server.client(key) as client:
+            answers.append(client.put("/v1/files", params={"purpose": "model"}, content=body()))
+
+    answers: list[httpx.Response] = []
+    uploading = threading.Thread(target=upload)
+    uploading.start()
+    with server.client(key) as client:
+        while uploading.is_alive():
+            before = time.monotonic()
+            assert client.get("/livez").status_code == 200
+            waits.append(time.monotonic() - before)
+            time.sleep(0.01)
+    uploading.join()
+    assert answers[0].json()["sha256"] == hashlib.sha256(mebibyte * 200).hexdigest()
+    assert max(seen) - seen[0] < 32 * MEBIBYTE
+    assert len(waits) > 5
+    assert max(waits) < 2
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(server: Server, key: str) -> None:
+    temporary = server.data_dir / "blobs" / "tmp"
+    with server.connect() as connection:
+        connection.sendall(upload_head(key, 9 * MEBIBYTE) + bytes(MEBIBYTE))
+        wait_until(lambda: any(temporary.iterdir()))
+    wait_until(lambda: not any(temporary.iterdir()))
+    with server.client(key) as client:
+        assert client.get("/v1/files").json()["files"] == []
+
+
+def upload_head(key: str, length: int) -> bytes:
+    lines = [
+        "PUT /v1/files?purpose=model HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {key}",
+        f"Content-Length: {length}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def exchange(server: Server, request: str) -> tuple[int, dict[str, str], str]:
+    """Send bytes as they are and read until the server closes: status, headers and body."""
+    with server.connect() as connection:
+        connection.sendall(request.encode("latin-1"))
+        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    head, _, body = answer.partition("\r\n\r\n")
+    status, *fields = head.split("\r\n")
+    headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
+    return int(status.split()[1]), headers, body
+
+
+def test_two_lengths_are_refused_and_the_connection_closed(server: Server, key: str) -> None:
+    smuggled = "GET /v1/jobs HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = (
+        f"PUT /v1/files?purpose=model HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Length: {len(smuggled) + 5}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
+    )
+    status, headers, body = exchange(server, request)
+    assert (status, headers["connection"]) == (400, "close")
+    assert headers["content-type"] == "application/problem+json"
+    assert "ambiguous_length" in body
+    assert "HTTP/1.1" not in body
+
+
+def test_a_host_header_is_not_believed(server: Server, key: str) -> None:
+    for host in ("evil.example", "a b", "", "[::"):
+        status, _, body = exchange(
+            server,
+            f"GET /v1/jobs/job_x HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\nConnection: close\r\n\r\n",
+        )
+        assert status in {400, 404}
+        assert host == "" or host not in body
+
+
+def test_the_server_says_nothing_of_itself(server: Server, key: str) -> None:
+    with server.client(key) as client:
+        answer = client.get("/v1/jobs/job_x")
+    problem(answer, 404)
+    assert "server" not in answer.headers
+
+
+def test_sigterm_ends_it_promptly_also_with_a_client_in_the_middle(server: Server, key: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(upload_head(key, 99) + b"some")
+        wait_until(lambda: any((server.data_dir / "blobs" / "tmp").iterdir()))
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(10)

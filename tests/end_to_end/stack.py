@@ -1,0 +1,139 @@
+"""The real processes of a service, to be started, killed and started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.models import DataSpec, FileId, Job, JobId, JobSpec, ModelSpec, TriggeredSpec
+from medic_client.client import MedicClient
+from medic_core.config import MedicConfig, Preprocessing
+from tests.end_to_end.tiny import ARCHITECTURE, TARGET
+
+KEY = "mdk_test_" + "0123456789abcdef" * 4
+POLLING = ("-m", "worker")
+CELERY = ("-m", "celery", "-A", "worker.tasks", "worker", "-c", "1", "--loglevel", "INFO")
+API = ("-m", "api")
+
+
+@dataclass
+class Stack:
+    """A service in a folder of its own. Every process writes its log there."""
+
+    folder: Path
+    inputs: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start one process in a group of its own."""
+        log = self.folder / f"{len(self.processes)}-{arguments[1]}.log"
+        environment = {
+            **os.environ,
+            "MEDIC_DATA_DIR": str(self.folder / "data"),
+            "MEDIC_API_KEY": KEY,
+            "MEDIC_PORT": "0",
+            "MEDIC_LEASE_SECONDS": "2",
+            "MEDIC_SWEEP_SECONDS": "0.5",
+            "MEDIC_POLL_SECONDS": "0.1",
+            "MEDIC_ANNOUNCE_AGAIN_SECONDS": "1",
+            "MEDIC_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            **self.settings,
+        }
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=environment, stdout=out, stderr=out, process_group=0
+            )
+        self.processes.append(process)
+        return process
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        """What a process has written so far."""
+        number = self.processes.index(process)
+        return next(self.folder.glob(f"{number}-*.log")).read_text(errors="replace")
+
+    def api(self) -> MedicClient:
+        """Start the API and return a client of it."""
+        process = self.start(*API)
+        listening = wait_for(lambda: re.search(r"listening on (http://\S+)", self.log(process)), 30)
+        return MedicClient(listening[1], KEY)
+
+    def spec(self, **settings: Any) -> JobSpec:
+        """The tiny job, on local paths; ``settings`` are those of the removal, or ``test``/``triggered`` as paths."""
+        removal = {"epochs": 3, "batch_size": 16, "horizontal_flip": False, "crop_padding": 1, **settings}
+        return JobSpec(
+            model=ModelSpec(
+                file_id=FileId(str(self.inputs / "suspect.pth")),
+                architecture=ARCHITECTURE,
+                preprocessing=Preprocessing(input_size=(16, 16)),
+            ),
+            clean_data=DataSpec(file_id=FileId(str(self.inputs / "clean.zip"))),
+            test_data=DataSpec(file_id=FileId(str(self.inputs / "test.zip"))),
+            triggered_data=TriggeredSpec(file_id=FileId(str(self.inputs / "triggered.zip")), target_class=TARGET),
+            removal=MedicConfig(**removal),
+        )
+
+    def end(self) -> None:
+        """End every process that is left, with its group."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                kill_tree(process)
+
+
+@contextmanager
+def stack(folder: Path, inputs: Path, **settings: str) -> Iterator[Stack]:
+    """A service whose processes end with the block."""
+    folder.mkdir(exist_ok=True)
+    made = Stack(folder, inputs, settings)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    """Return the first true value of ``condition``; fail when there is none in time."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+    return value
+
+
+def wait_ended(client: MedicClient, job_id: JobId, seconds: float = 120) -> Job:
+    """Follow a job to its end."""
+    *_, last = client.watch(job_id, timeout_seconds=seconds)
+    return last
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """``kill -9`` a process and all its descendants at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.send_signal(signal.SIGSTOP)  # nobody notices the death of another
+    for member in family:
+        member.kill()
+    process.wait()
+    psutil.wait_procs(family[1:], timeout=5)
+
+
+def digests(client: MedicClient, job: Job) -> dict[str, str]:
+    """SHA-256 of each artifact whose bytes depend on nothing but the inputs."""
+    return {each.name: each.sha256 for each in client.artifacts(job.id) if each.name != "report.json"}

@@ -1,0 +1,87 @@
+"""A backdoored model goes in over HTTP and comes out repaired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from jobs.models import Job, Report
+from medic_client.client import MedicClient
+from medic_core.architectures import find_architecture
+from tests.end_to_end.stack import Stack, digests, wait_ended
+
+
+def sanitized(running: Stack, client: MedicClient, **settings: object) -> Job:
+    job = wait_ended(client, client.sanitize(running.spec(**settings)).id)
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def test_the_record_holds_the_figures_the_digests_and_every_resolved_value(
+    running: Stack, client: MedicClient, tmp_path: Path
+) -> None:
+    job = sanitized(running, client, epochs=4)
+    assert job.summary is not None
+    assert job.summary.attack_success_rate is not None
+    assert job.summary.attack_success_rate.before > 0.9
+    assert job.summary.attack_success_rate.n == 100  # 150 triggered images less those of the target class
+    assert job.summary.clean_accuracy.before > 0.9
+    assert job.summary.clean_accuracy.n == 150
+    assert (job.model.num_classes, job.clean_data.samples, job.clean_data.format) == (3, 90, "imagefolder-zip")
+    assert job.removal.epochs == 4
+    assert (job.phase, job.progress, job.attempt) == (None, None, 1)
+
+    artifacts = {each.name: each for each in client.artifacts(job.id)}
+    assert artifacts.keys() == {"model.safetensors", "model.pth", "config.json", "metrics.jsonl", "report.json"}
+    paths = {name: client.download(job.id, each, tmp_path) for name, each in artifacts.items()}
+
+    report = Report.model_validate_json(paths["report.json"].read_bytes())
+    assert report.summary == job.summary
+    assert report.inputs["model"].sha256 == job.model.sha256
+    assert report.outputs == {name: each.sha256 for name, each in artifacts.items() if name != "report.json"}
+    assert len(report.cloned_layers) == 13
+    assert sum(map(sum, report.after.confusion)) == 150
+
+    metrics = [json.loads(line) for line in paths["metrics.jsonl"].read_text().splitlines()]
+    assert [each["epoch"] for each in metrics] == [1, 2, 3, 4]
+
+    given = torch.load(running.inputs / "suspect.pth", weights_only=True)["state_dict"]
+    twin = torch.load(paths["model.pth"], weights_only=True)
+    assert twin.keys() == {"state_dict"}
+    repaired = load_file(paths["model.safetensors"])
+    assert repaired.keys() == given.keys() == twin["state_dict"].keys()
+    for name, tensor in given.items():
+        assert repaired[name].shape == tensor.shape
+        assert repaired[name].dtype == tensor.dtype
+        assert torch.equal(repaired[name], twin["state_dict"][name])
+
+    config = json.loads(paths["config.json"].read_text())
+    architecture = find_architecture(
+        config["architecture"], num_classes=config["num_classes"], options=config["model_args"]
+    )
+    assert architecture.build().load_state_dict(repaired).missing_keys == []
+    assert config["label_names"] == ["blue", "green", "red"]
+
+
+def test_the_same_job_gives_the_same_bytes(running: Stack, client: MedicClient) -> None:
+    first, second = (sanitized(running, client) for _ in range(2))
+    assert digests(client, first) == digests(client, second)
+    other = sanitized(running, client, seed=1)
+    assert digests(client, other)["model.safetensors"] != digests(client, first)["model.safetensors"]
+
+
+def test_without_test_data_a_fifth_is_held_out_and_the_report_says_what_is_missing(
+    running: Stack, client: MedicClient, tmp_path: Path
+) -> None:
+    spec = running.spec().model_copy(update={"test_data": None, "triggered_data": None})
+    job = wait_ended(client, client.sanitize(spec).id)
+    assert job.summary is not None
+    assert job.summary.clean_accuracy.n == 18
+    assert job.summary.attack_success_rate is None
+    found = {each.name: each for each in client.artifacts(job.id)}
+    report = Report.model_validate_json(client.download(job.id, found["report.json"], tmp_path).read_bytes())
+    assert (report.test_source, report.train_samples, report.test_samples) == ("holdout", 72, 18)
+    assert len(report.missing_evidence) == 2
