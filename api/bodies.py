@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager
 from types import UnionType
 
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -49,8 +51,8 @@ def _announced_length(request: Request) -> int:
 
 async def posted_spec(request: Request) -> JobSpec:
     """Read a job's spec from a JSON body."""
-    value = parse_json(b"".join([chunk async for chunk in bounded(request, JSON_LIMIT_BYTES)]))
-    return parse_spec(value)
+    text = b"".join([chunk async for chunk in bounded(request, JSON_LIMIT_BYTES)])
+    return await run_in_threadpool(lambda: parse_spec(parse_json(text)))
 
 
 def parse_spec(value: object) -> JobSpec:
@@ -106,8 +108,9 @@ async def multipart(request: Request, limit_bytes: int) -> AsyncIterator[FormDat
         ArtifactTooLargeError: It is longer than ``limit_bytes``.
         StorageFullError: The disk has no room.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        raise RequestRefusedError(415, "unsupported_media_type", "send multipart/form-data")
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise RequestRefusedError(415, "unsupported_media_type", "send multipart/form-data, with text in UTF-8")
     body = bounded(request, limit_bytes, "; send larger files with PUT /v1/files")
     parser = MultiPartParser(request.headers, body, max_files=MOST_PARTS, max_fields=MOST_PARTS)  # type: ignore[arg-type]
     try:

@@ -90,7 +90,7 @@ def problem_response(
         code=code,
         request_id=request.state.request_id,
         errors=tuple(problems[:MOST_PROBLEMS]),
-        retryable=status in {429, 503, 507},
+        retryable=status in {503, 507},
         retry_after=retry_after,
     )
     waiting = {"Retry-After": str(retry_after)} if retry_after else {}

@@ -109,17 +109,17 @@ def select_layers(
 ) -> tuple[str, ...]:
     """Resolve kinds and names to the layers of ``model``, in the order of its modules.
 
-    A kind stands for those layers of its kind that run: some (inside attention, say) are only parameter holders whose
-    ``forward`` is never called. A name must run.
+    A kind stands for those layers of its kind that look at the image: some, inside attention, are only parameter
+    holders whose ``forward`` is never called, or compute position biases. A name must run.
 
     Args:
-        model: In eval mode.
+        model: In eval mode, parameters frozen.
         chosen: Kinds (``LAYER_KINDS``), ``authors``, or module names.
         authors: What ``authors`` stands for.
         images: A small batch for one forward pass, as the model takes it.
 
     Raises:
-        LayerNotFoundError: Listing every name that does not exist or does not run once, and every kind without a layer.
+        LayerNotFoundError: Listing every name that does not exist or does not run once; or nothing is left to record.
     """
     running = _running_layers(model, images)
     known = dict(model.named_modules())
@@ -127,17 +127,15 @@ def select_layers(
     problems: list[str] = []
     for choice in chosen:
         if choice == "authors":
-            of_kind = [name for name in authors if name in running]
+            picked.update(name for name in authors if name in running)
         elif choice in KINDS:
-            of_kind = [name for name in running if isinstance(known[name], KINDS[choice])]
+            picked.update(name for name in running if isinstance(known[name], KINDS[choice]))
         elif choice in known:
-            of_kind = [choice]
+            picked.add(choice)
         else:
             problems.append(f"no layer and no kind is called {choice!r}; kinds are {', '.join(LAYER_KINDS)}, authors")
-            continue
-        picked.update(of_kind)
-        if not of_kind:
-            problems.append(f"no layer of kind {choice!r} runs in this model")
+    if not picked:
+        problems.append(f"no layer of {', '.join(chosen)} runs in this model")
     if problems:
         raise LayerNotFoundError(*problems)
     ordered = tuple(name for name in known if name in picked)
@@ -147,15 +145,21 @@ def select_layers(
 
 
 def _running_layers(model: nn.Module, images: Tensor) -> set[str]:
+    """Names of the layers whose output depends on the images."""
     kinds = tuple(kind for group in KINDS.values() for kind in group)
     seen: set[str] = set()
+
+    def note(name: str, output: Tensor) -> None:
+        if output.requires_grad:
+            seen.add(name)
+
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if isinstance(module, kinds):
-                hook = module.register_forward_hook(lambda _m, _i, _o, name=name: seen.add(name))
+                hook = module.register_forward_hook(lambda _m, _i, output, name=name: note(name, output))
                 stack.callback(hook.remove)
-        with torch.no_grad():
-            model(images)
+        with torch.enable_grad():
+            model(images.detach().requires_grad_())
     return seen
 
 

@@ -28,8 +28,14 @@ def problems_with(model: nn.Module, clean: Batches, *, num_classes: int) -> list
         num_classes: How many logits the model must return.
     """
     images, _ = next(clean.in_order())
-    with torch.no_grad():
-        logits = model(images)
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        detail = f"The model does not take images of {images.shape[2]}×{images.shape[3]}: {error}"
+        return [ModelProblem("model_input_rejected", detail)]
     if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), num_classes):
         shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         detail = f"The model returned {shape} for {len(images)} images, not logits for {num_classes} classes."

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from api.bodies import multipart, parse_json, parse_spec, problems_in_form
+from api.bodies import JSON_LIMIT_BYTES, multipart, parse_json, parse_spec, problems_in_form
 from api.dependencies import Artifacts, JobQueue, Jobs, ServiceSettings
 from api.errors import RequestRefusedError
 from api.openapi import FILE_PART, SPEC_PART, form, problems
 from api.routes.files import keep
 from api.routes.jobs import start
-from jobs.errors import JobsError
+from jobs.errors import ArtifactTooLargeError, JobsError
 from jobs.models import File, FileId, Job, Problem, Purpose
 
 router = APIRouter(prefix="/sanitize", tags=["jobs"])
@@ -50,7 +50,7 @@ async def sanitize(
 ) -> Job:
     """``spec`` is a job's spec as JSON text without file ids; ``target_class`` stands under ``triggered_data``."""
     async with multipart(request, settings.multipart_limit_bytes) as parts:
-        spec = await _checked_spec(parts)
+        spec = await run_in_threadpool(_checked_spec, parts, await _spec_text(parts))
         stored: dict[Purpose, File] = {}
         try:
             for purpose, part in _files(parts):
@@ -63,13 +63,21 @@ async def sanitize(
             raise
 
 
-async def _checked_spec(parts: FormData) -> object:
+async def _spec_text(parts: FormData) -> bytes | None:
+    spec = parts.get("spec")
+    if spec is None:
+        return None
+    text = await spec.read(JSON_LIMIT_BYTES + 1) if isinstance(spec, UploadFile) else spec.encode()
+    if len(text) > JSON_LIMIT_BYTES:
+        raise ArtifactTooLargeError(f"the spec is larger than the limit of {JSON_LIMIT_BYTES} bytes")
+    return text
+
+
+def _checked_spec(parts: FormData, text: bytes | None) -> object:
     """Find every problem of the form and of its spec before anything is stored."""
     found = list(problems_in_form(parts, _REQUIRED, _OPTIONAL))
-    spec: object = None
-    if "spec" in parts:
-        text = parts["spec"]
-        spec = parse_json(await text.read() if isinstance(text, UploadFile) else text.encode())
+    spec = None if text is None else parse_json(text)
+    if text is not None:
         found += _given_ids(spec)
         try:
             parse_spec(_with_ids(spec, {purpose: _TO_COME for purpose, _ in _files(parts)}))

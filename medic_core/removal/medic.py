@@ -66,7 +66,7 @@ def layers_to_clone(suspect: Suspect, clean: Batches, config: MedicConfig) -> tu
         LayerNotFoundError: Listing everything that was chosen and cannot be recorded.
     """
     images, _ = next(clean.in_order(batch_size=2))
-    model = copy.deepcopy(suspect.model).to(images.device).eval()
+    model = copy.deepcopy(suspect.model).to(images.device).eval().requires_grad_(requires_grad=False)
     authors = authors_layers(suspect.architecture, model)
     return select_layers(model, config.layers, authors=authors, images=images)
 

@@ -22,6 +22,7 @@ from jobs.settings import Settings
 from tests.api.harness import KEY, problem, upload
 
 Stored = Callable[[], list[str]]
+SURROGATE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n\\ud800\r\n--x--\r\n'
 
 
 def digest_header(content: bytes) -> str:
@@ -211,7 +212,9 @@ def test_every_problem_of_a_form_is_listed(
         ("", b"", 415),
         ("multipart/form-data", b"", 400),
         ("multipart/form-data; boundary=x", b"--y\r\n", 400),
-        ("multipart/form-data; boundary=x; charset=none", b"--x\r\n\r\n\r\n--x--\r\n", 400),
+        ("multipart/form-data; boundary=x; charset=unicode_escape", SURROGATE, 415),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\n\r\n--x--\r\n", 400),
+        ("multipart/form-data; boundary=x", SURROGATE.replace(b"\\ud800", b"\xed\xa0\x80\0"), 422),
         ("multipart/form-data; boundary=x", b"--x--\r\n", 422),
     ],
 )

@@ -91,3 +91,8 @@ def test_files_of_a_job_that_was_not_accepted_are_forgotten(
 def test_a_form_beyond_the_limit_is_told_the_other_way(client: httpx.Client) -> None:
     files: dict[str, Any] = {**FILES, "model": ("m", bytes(3 * 1024**2))}
     assert "PUT /v1/files" in problem(send(client, SPEC, **files), 413, "too_large")["detail"]
+
+
+def test_a_spec_beyond_the_limit_of_json_is_refused(client: httpx.Client) -> None:
+    files = {**FILES, "spec": ("spec.json", b" " * (1024**2 + 1))}
+    assert "spec" in problem(client.post("/v1/sanitize", files=files), 413, "too_large")["detail"]

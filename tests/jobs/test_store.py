@@ -33,7 +33,7 @@ from jobs.errors import (
     WrongPurposeError,
 )
 from jobs.keys import KeyRecord
-from jobs.models import JobSpec, Progress
+from jobs.models import FileId, JobSpec, Progress
 from jobs.store import JobStore, new_id
 from tests.jobs.samples import (
     CRASH,
@@ -92,6 +92,30 @@ def test_a_file_can_be_deleted_only_once_its_jobs_have_ended(store: JobStore) ->
     store.request_cancel(job.id)
     store.delete_file(spec.model.file_id)
     assert store.get(job.id).model.sha256 == digest("model")  # the record outlives the file
+
+
+def test_a_file_that_is_deleted_while_a_job_takes_it_is_either_gone_or_in_use(store: JobStore) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(20):
+            spec, together = spec_for(store), Barrier(2)
+
+            def delete(file_id: FileId = spec.model.file_id, together: Barrier = together) -> bool:
+                together.wait()
+                try:
+                    store.delete_file(file_id)
+                except FileInUseError:
+                    return False
+                return True
+
+            deleted = pool.submit(delete)
+            together.wait()
+            try:
+                job = store.create(spec)
+            except UnknownFileError:
+                assert deleted.result()
+            else:
+                assert not deleted.result()
+                assert claimed(store, job.id).inputs.keys() == {"model", "clean"}
 
 
 # --- creating and reading jobs ---

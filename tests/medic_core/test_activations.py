@@ -35,6 +35,10 @@ RELUS = {
 }
 
 
+def frozen(net: nn.Module) -> nn.Module:
+    return net.eval().requires_grad_(requires_grad=False)
+
+
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -107,14 +111,14 @@ class Attention(nn.Module):
 
 
 def test_a_kind_stands_for_the_layers_that_run_and_a_name_must_run() -> None:
-    net, tokens = Attention().eval(), torch.randn(2, 3, 4)
+    net, tokens = frozen(Attention()), torch.randn(2, 3, 4)
     assert select_layers(net, ["linear"], authors=(), images=tokens) == ("stem", "fc")
     with pytest.raises(LayerNotFoundError, match=r"attention\.out_proj"):
         select_layers(net, ["attention.out_proj"], authors=(), images=tokens)
 
 
 def test_layers_are_chosen_by_kind_by_name_and_as_the_authors_did(images: Tensor) -> None:
-    net = Net(F.relu).eval()
+    net = frozen(Net(F.relu))
     chosen = {
         ("normalization",): ("norm",),
         ("linear",): ("fc",),
@@ -127,8 +131,30 @@ def test_layers_are_chosen_by_kind_by_name_and_as_the_authors_did(images: Tensor
 
 def test_every_wrong_choice_is_named(images: Tensor) -> None:
     with pytest.raises(LayerNotFoundError) as caught:
-        select_layers(Net(F.relu).eval(), ["nowhere", "convolution", "fc"], authors=(), images=images)
+        select_layers(Net(F.relu).eval(), ["nowhere", "neither", "fc"], authors=(), images=images)
     assert len(caught.value.problems) == 2
+
+
+def test_a_kind_that_a_model_lacks_is_left_out_unless_nothing_remains(images: Tensor) -> None:
+    net = frozen(Net(F.relu))
+    assert select_layers(net, ["convolution", "linear"], authors=(), images=images) == ("fc",)
+    with pytest.raises(LayerNotFoundError, match="convolution"):
+        select_layers(net, ["convolution"], authors=(), images=images)
+
+
+class Biased(nn.Module):
+    """``bias`` is computed from positions alone, as in Swin v2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.fc = nn.Linear(1, 3), nn.Linear(2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(images.mean(dim=(2, 3))) + self.bias(torch.ones(1, 1))
+
+
+def test_a_layer_that_does_not_look_at_the_image_is_not_cloned(images: Tensor) -> None:
+    assert select_layers(frozen(Biased()), ["linear"], authors=(), images=images) == ("fc",)
 
 
 def test_statistics_per_channel_are_the_authors_formula() -> None:

@@ -114,6 +114,11 @@ class Broken(nn.Module):
         return torch.full((len(images), 4), math.nan)
 
 
+class TooLarge(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.conv2d(images, torch.zeros(4, 3, 11, 11)).flatten(1)
+
+
 def test_pre_flight_names_what_is_wrong_with_a_model() -> None:
     labels = torch.arange(200) % 4
     right, shuffled = labelled(labels, labels), labelled(labels, labels.roll(1))
@@ -121,3 +126,4 @@ def test_pre_flight_names_what_is_wrong_with_a_model() -> None:
     assert [each.code for each in problems_with(Reads(), shuffled, num_classes=4)] == ["baseline_below_chance"]
     assert [each.code for each in problems_with(Broken(), right, num_classes=4)] == ["model_not_finite"]
     assert [each.code for each in problems_with(Reads(), right, num_classes=5)] == ["model_output_invalid"]
+    assert [each.code for each in problems_with(TooLarge(), right, num_classes=4)] == ["model_input_rejected"]

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import random
 import struct
 import warnings
 import zipfile
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -75,7 +75,7 @@ def repacked(data: bytes, change: Callable[[str, bytes], bytes] = lambda _, cont
     return buffer.getvalue()
 
 
-# --- what is taken ------------------------------------------------------------------------------------------------------
+# --- what is taken ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keys", ALL_WRAPPERS)
@@ -164,7 +164,7 @@ def test_the_authors_checkpoints_load(name: str) -> None:
     assert len(weights.tensors) == 82
 
 
-# --- pickles that ask for more --------------------------------------------------------------------------------------------
+# --- pickles that ask for more ---------------------------------------------------------------------------------------
 
 
 class Canary:
@@ -214,7 +214,7 @@ def test_a_whole_pickled_model_is_refused_by_the_classes_it_needs(tmp_path: Path
 def test_attributes_given_to_a_dictionary_or_tensor_hide_nothing(tmp_path: Path) -> None:
     class Hiding(OrderedDict):  # type: ignore[type-arg]
         def __reduce__(self) -> tuple[Any, ...]:
-            shadow = {name: OrderedDict for name in ("items", "keys", "get", "values")}
+            shadow = dict.fromkeys(("items", "keys", "get", "values"), OrderedDict)
             return OrderedDict, (), shadow, None, iter(self.items())
 
     tensor = torch.nn.Parameter(torch.tensor([float("nan")]))
@@ -223,7 +223,7 @@ def test_attributes_given_to_a_dictionary_or_tensor_hide_nothing(tmp_path: Path)
     assert code_of(write(tmp_path / "model", saved(content))) == "model_not_finite"
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 def zip_of(*names: str) -> bytes:
@@ -241,7 +241,7 @@ FORMATS = {
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "model_format_unknown"),
     "json": (b'{"a": {"b": 1}, "c": [1, 2]}', "model_format_unknown"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "model_format_unknown"),
-    "noise": (random.Random(0).randbytes(5000), "model_format_unknown"),
+    "noise": (np.random.default_rng(0).bytes(5000), "model_format_unknown"),
     "gzip": (b"\x1f\x8b\x08" + bytes(50), "model_format_unknown"),
     "numpy": (b"\x93NUMPY\x01\x00" + bytes(50), "model_format_unknown"),
     "plain pickle": (pickle.dumps({"a": 1}), "model_format_unknown"),
@@ -324,7 +324,7 @@ def test_tensors_that_share_memory_cannot_add_up_to_more_than_the_limit(tmp_path
     assert code_of(path, IntakeLimits(tensor_bytes=100_000)) == "input_too_large"
 
 
-# --- containers that lie --------------------------------------------------------------------------------------------------
+# --- containers that lie ---------------------------------------------------------------------------------------------
 
 
 def test_a_sound_repacked_checkpoint_loads(tmp_path: Path) -> None:
@@ -377,12 +377,12 @@ def test_damaged_bytes_are_loaded_or_refused_and_nothing_else(tmp_path: Path, ki
         data = (tmp_path / "whole").read_bytes()
     else:
         data = saved(TENSORS, new=kind == "zip")
-    generator = random.Random(0)
+    generator = np.random.default_rng(0)
     refusals = 0
     for _ in range(300):
         damaged = bytearray(data)
-        for _ in range(generator.randint(1, 4)):
-            damaged[generator.randrange(min(len(data), 1500))] = generator.randrange(256)
+        for _ in range(generator.integers(1, 5)):
+            damaged[generator.integers(min(len(data), 1500))] = generator.integers(256)
         try:
             load_weights(write(tmp_path / "damaged", bytes(damaged)), LIMITS)
         except RefusedError:
@@ -390,7 +390,7 @@ def test_damaged_bytes_are_loaded_or_refused_and_nothing_else(tmp_path: Path, ki
     assert refusals > 50
 
 
-# --- safetensors headers --------------------------------------------------------------------------------------------------
+# --- safetensors headers ---------------------------------------------------------------------------------------------
 
 
 def entry(start: int, stop: int, shape: list[int] | None = None, dtype: str = "U8") -> dict[str, Any]:

@@ -211,11 +211,12 @@ class _CheckedHeader(tarfile.TarInfo):
 
 def _tar_members(path: Path, kind: ArchiveFormat, limits: IntakeLimits) -> Iterator[Member]:
     try:
-        with (
-            path.open("rb") if kind == "tar" else gzip.open(path) as stream,
-            _open_tar(_Counted(stream, path.stat().st_size, limits)) as archive,
-        ):
-            yield from _walk_tar(archive, limits)
+        with path.open("rb") if kind == "tar" else gzip.open(path) as stream:
+            counted = _Counted(stream, path.stat().st_size, limits)
+            with _open_tar(counted) as archive:
+                yield from _walk_tar(archive, limits)
+            while counted.read(_CHUNK):  # to the end, where gzip has its checksum
+                pass
     except _TAR_DAMAGED as error:
         raise refused(
             "archive_unreadable", f"The tar is damaged or cut off: {error}. Pack and send it again."

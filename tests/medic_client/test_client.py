@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from jobs.models import Artifact, DataSpec, File, Job, JobId, JobSpec, ModelSpec
+from medic_client import client as client_module
+from medic_client.client import MedicClient
+from medic_client.errors import DamagedDownloadError, MedicApiError, UnreachableError, WaitTimedOutError
+
+NOW = datetime(2024, 1, 1, tzinfo=UTC).isoformat()
+DIGEST = "0" * 64
+CONTENT = bytes(range(256)) * 5000
+ARTIFACT = Artifact(
+    name="model.safetensors", sha256=hashlib.sha256(CONTENT).hexdigest(), bytes=len(CONTENT), media_type="x/y"
+)
+
+
+def job_json(status: str = "queued", **more: Any) -> dict[str, Any]:
+    data = {"file_id": "file_1", "sha256": DIGEST, "bytes": 1}
+    return {
+        "id": "job_1",
+        "status": status,
+        "attempt": 1,
+        "model": {**data, "architecture": "medic/wide_resnet10_1"},
+        "clean_data": data,
+        "removal": {"method": "medic"},
+        "timestamps": {"created": NOW, "deadline": NOW},
+        **more,
+    }
+
+
+def file_json(request: httpx.Request, content: bytes) -> dict[str, Any]:
+    query = request.url.params
+    return File(
+        id="file_" + query["purpose"],
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        purpose=query["purpose"],
+        filename=query["filename"],
+        created=NOW,
+    ).model_dump(mode="json")
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch) -> list[float]:
+    slept: list[float] = []
+    monkeypatch.setattr(client_module.time, "sleep", slept.append)
+    return slept
+
+
+def client_of(handler: Callable[[httpx.Request], httpx.Response]) -> MedicClient:
+    return MedicClient("http://service", "mdk_a_b", transport=httpx.MockTransport(handler))
+
+
+def failing_first(
+    times: int, then: Callable[[httpx.Request], httpx.Response], failure: Any
+) -> tuple[MedicClient, list[str]]:
+    seen: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.method)
+        if len(seen) > times:
+            return then(request)
+        if isinstance(failure, Exception):
+            raise failure
+        return failure
+
+    return client_of(handler), seen
+
+
+def test_upload_streams_the_bytes_with_their_digest_and_length_and_tells_the_progress(tmp_path):
+    path = tmp_path / "a b&c.pth"
+    path.write_bytes(CONTENT)
+    seen: list[httpx.Request] = []
+    told: list[tuple[str, int, int]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(201, json=file_json(request, request.read()))
+
+    file = client_of(handler).upload(path, "model", progress=lambda *each: told.append(each))
+    assert file.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert file.filename == "a b&c.pth"
+    (request,) = seen
+    assert request.method == "PUT"
+    assert request.headers["Authorization"] == "Bearer mdk_a_b"
+    assert request.headers["Content-Length"] == str(len(CONTENT))
+    assert "Transfer-Encoding" not in request.headers
+    digest = base64.b64encode(hashlib.sha256(CONTENT).digest()).decode()
+    assert request.headers["Content-Digest"] == f"sha-256=:{digest}:"
+    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
+    assert told[-1] == (path.name, len(CONTENT), len(CONTENT))
+
+
+def test_sanitize_uploads_what_the_spec_names_by_path_and_starts_the_job_on_the_ids(tmp_path):
+    for name in ("suspect.pth", "clean.zip"):
+        (tmp_path / name).write_bytes(name.encode())
+    asked: list[dict[str, Any]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            return httpx.Response(201, json=file_json(request, request.read()))
+        asked.append(json.loads(request.read()))
+        return httpx.Response(202, json=job_json())
+
+    spec = JobSpec(
+        model=ModelSpec(file_id=str(tmp_path / "suspect.pth"), architecture="medic/wide_resnet16_1"),
+        clean_data=DataSpec(file_id=str(tmp_path / "clean.zip")),
+    )
+    assert client_of(handler).sanitize(spec).id == "job_1"
+    (sent,) = asked
+    assert sent["model"]["file_id"] == "file_model"
+    assert sent["clean_data"]["file_id"] == "file_clean"
+    assert JobSpec.model_validate(sent).removal == spec.removal
+
+
+LOST = httpx.ConnectError("refused")
+BUSY = httpx.Response(503, headers={"Retry-After": "3"}, json={"code": "busy"})
+
+
+@pytest.mark.parametrize("failure", [LOST, httpx.ReadTimeout("slow"), BUSY], ids=["lost", "slow", "busy"])
+def test_what_may_be_repeated_is_after_a_lost_connection_or_when_asked_for_patience(failure, pauses):
+    client, seen = failing_first(2, lambda _: httpx.Response(200, json=job_json()), failure)
+    assert client.job(JobId("job_1")).id == "job_1"
+    assert len(seen) == 3
+    assert pauses == ([3.0, 3.0] if failure is BUSY else [0.25, 0.5])
+
+
+def test_patience_ends():
+    client, seen = failing_first(1000, lambda _: httpx.Response(200), LOST)
+    with pytest.raises(UnreachableError):
+        client.job(JobId("job_1"))
+    assert 2 <= len(seen) <= 10
+
+
+@pytest.mark.parametrize("failure", [LOST, BUSY], ids=["lost", "busy"])
+def test_a_job_is_never_asked_for_twice(failure):
+    client, seen = failing_first(1, lambda _: httpx.Response(202, json=job_json()), failure)
+    spec = JobSpec(model=ModelSpec(file_id="file_1", architecture="medic/x"), clean_data=DataSpec(file_id="file_2"))
+    with pytest.raises((UnreachableError, MedicApiError)):
+        client.create_job(spec)
+    assert seen == ["POST"]
+
+
+def test_a_refusal_carries_its_problem_document_and_names_every_problem():
+    problem = {
+        "code": "unknown_file",
+        "detail": "two files are unknown",
+        "errors": [{"pointer": "/model/file_id", "detail": "no file_1"}, {"pointer": None, "detail": "no file_2"}],
+    }
+    client = client_of(lambda _: httpx.Response(422, json=problem))
+    with pytest.raises(MedicApiError) as refused:
+        client.job(JobId("job_1"))
+    assert refused.value.status == 422
+    assert refused.value.problem == problem
+    for said in ("unknown_file", "two files are unknown", "/model/file_id: no file_1", "no file_2"):
+        assert said in str(refused.value)
+
+
+def test_a_refusal_by_something_else_than_the_service_is_put_into_a_problem():
+    client = client_of(lambda _: httpx.Response(502, text="<html>bad gateway</html>"))
+    with pytest.raises(MedicApiError, match="bad gateway") as refused:
+        client.job(JobId("job_1"))
+    assert refused.value.status == 502
+
+
+def test_watch_yields_until_the_job_has_ended_and_pauses_as_the_service_asks(pauses):
+    answers = iter(
+        [
+            httpx.Response(200, json=job_json("queued"), headers={"Retry-After": "2"}),
+            httpx.Response(200, json=job_json("running"), headers={"Retry-After": "7"}),
+            httpx.Response(200, json=job_json("succeeded")),
+        ]
+    )
+    client = client_of(lambda _: next(answers))
+    assert [job.status for job in client.watch(JobId("job_1"))] == ["queued", "running", "succeeded"]
+    assert pauses == [2.0, 7.0]
+
+
+def test_watch_ends_when_patience_is_over_and_says_what_was_last_seen(monkeypatch):
+    clock = iter([0.0, 4.0, 11.0, 12.0])
+    monkeypatch.setattr(client_module.time, "monotonic", lambda: next(clock))
+    seen = client_of(lambda _: httpx.Response(200, json=job_json("running"))).watch(JobId("job_1"), timeout_seconds=10)
+    with pytest.raises(WaitTimedOutError) as over:
+        list(seen)
+    assert over.value.job.status == "running"
+
+
+def test_listing_sends_every_condition_and_no_other():
+    asked: list[dict[str, str]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(dict(request.url.params))
+        return httpx.Response(200, json={"jobs": [job_json()], "next": "cursor"})
+
+    page = client_of(handler).jobs(status="failed", metadata={"git": "a&b"}, limit=2)
+    assert page.next == "cursor"
+    assert asked == [{"status": "failed", "metadata[git]": "a&b", "limit": "2"}]
+
+
+class ArtifactServer:
+    """Answers Range and If-Range; breaks off after ``breaks_off_after`` bytes, once."""
+
+    def __init__(self, content: bytes = CONTENT, *, breaks_off_after: int | None = None, ranges: bool = True) -> None:
+        self.content, self.left, self.ranges = content, breaks_off_after, ranges
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        etag = f'"{hashlib.sha256(self.content).hexdigest()}"'
+        wanted = request.headers.get("Range")
+        if wanted and self.ranges and request.headers.get("If-Range") == etag:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            return httpx.Response(206, content=self._sent(self.content[start:]), headers={"ETag": etag})
+        return httpx.Response(200, content=self._sent(self.content), headers={"ETag": etag})
+
+    def _sent(self, content: bytes) -> Iterator[bytes]:
+        breaks_off, self.left = self.left, None
+        yield content[:breaks_off]
+        if breaks_off is not None:
+            raise httpx.ReadError("gone")
+
+
+def test_download_puts_the_bytes_under_the_artifacts_name_and_leaves_nothing_else(tmp_path):
+    path = client_of(ArtifactServer()).download(JobId("job_1"), ARTIFACT, tmp_path / "new")
+    assert path == tmp_path / "new" / "model.safetensors"
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_breaks_off_goes_on_where_it_was_or_begins_again_where_there_are_no_ranges(tmp_path, ranges):
+    server = ArtifactServer(breaks_off_after=1000, ranges=ranges)
+    assert client_of(server).download(JobId("job_1"), ARTIFACT, tmp_path).read_bytes() == CONTENT
+    assert [request.headers.get("Range") for request in server.requests] == [None, "bytes=1000-"]
+
+
+def test_a_later_call_takes_up_what_an_earlier_one_left(tmp_path):
+    broken = ArtifactServer(breaks_off_after=1000)
+
+    def first_then_nothing(request: httpx.Request) -> httpx.Response:
+        if broken.requests:
+            raise httpx.ConnectError("down")
+        return broken(request)
+
+    with pytest.raises(UnreachableError):
+        client_of(first_then_nothing).download(JobId("job_1"), ARTIFACT, tmp_path)
+    assert not (tmp_path / ARTIFACT.name).exists()
+    server = ArtifactServer()
+    assert client_of(server).download(JobId("job_1"), ARTIFACT, tmp_path).read_bytes() == CONTENT
+    assert [request.headers.get("Range") for request in server.requests] == ["bytes=1000-"]
+
+
+def test_bytes_that_are_not_those_on_record_are_refused_and_not_kept(tmp_path):
+    with pytest.raises(DamagedDownloadError):
+        client_of(ArtifactServer(b"x" * len(CONTENT))).download(JobId("job_1"), ARTIFACT, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "", "/etc/passwd"])
+def test_an_artifact_name_never_leads_out_of_the_folder(tmp_path, name):
+    server = ArtifactServer()
+    with pytest.raises(DamagedDownloadError):
+        client_of(server).download(JobId("job_1"), ARTIFACT.model_copy(update={"name": name}), tmp_path)
+    assert server.requests == []
+
+
+def test_each_call_asks_the_route_that_the_contract_names():
+    asked: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        if request.url.path.endswith("/artifacts"):
+            return httpx.Response(200, json=[ARTIFACT.model_dump()])
+        return httpx.Response(200, json=job_json("cancelling"))
+
+    client = client_of(handler)
+    assert client.cancel(JobId("job_1")).status == "cancelling"
+    client.delete(JobId("job_1"))
+    assert client.artifacts(JobId("job_1")) == (ARTIFACT,)
+    client.methods()
+    client.architectures()
+    assert asked == [
+        "POST /v1/jobs/job_1/cancel",
+        "DELETE /v1/jobs/job_1",
+        "GET /v1/jobs/job_1/artifacts",
+        "GET /v1/methods",
+        "GET /v1/architectures",
+    ]
+
+
+def test_a_job_read_from_the_service_prints_as_the_service_wrote_it():
+    failure = {"code": "nan_loss", "class": "user", "message": "m", "retryable": False, "pointer": None, "problems": []}
+    job = Job.model_validate(job_json("failed", error=failure))
+    printed = json.loads(job.model_dump_json())
+    assert printed["error"] == failure
+    assert printed["terminal"] is True
+    assert Job.model_validate(printed) == job
+
+
+def test_a_missing_file_is_found_before_anything_is_sent(tmp_path):
+    server = ArtifactServer()
+    with pytest.raises(FileNotFoundError):
+        client_of(server).upload(Path(tmp_path / "absent"), "model")
+    assert server.requests == []
