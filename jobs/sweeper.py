@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from jobs.artifacts import ArtifactStore
+from jobs.claims import SweepResult
 from jobs.errors import DatabaseUnavailableError, QueueUnavailableError
 from jobs.queue import Queue
 from jobs.settings import Settings
@@ -18,21 +20,24 @@ def sweep_forever(
     jobs: JobStore, artifacts: ArtifactStore, queue: Queue, settings: Settings, stopping: threading.Event
 ) -> None:
     """Sweep every ``sweep_seconds`` until ``stopping``. Any number of sweepers may run beside each other."""
-    while not stopping.is_set():
+    grace = settings.blob_grace_seconds
+    collected = time.monotonic()
+    while not stopping.wait(settings.sweep_seconds):
         try:
-            sweep_once(jobs, artifacts, queue, settings)
+            sweep_jobs(jobs, queue, announce_again_seconds=settings.announce_again_seconds)
+            if time.monotonic() > collected + grace / 6:  # a look at every blob: seldom
+                collected = time.monotonic()
+                artifacts.collect(jobs.live_digests, older_than_seconds=grace)
         except (DatabaseUnavailableError, OSError) as error:
             log.warning("sweep put off: %s", error)
-        stopping.wait(settings.sweep_seconds)
 
 
-def sweep_once(jobs: JobStore, artifacts: ArtifactStore, queue: Queue, settings: Settings) -> None:
-    """End what has to end, announce again what waits, and remove bytes that no record names."""
+def sweep_jobs(jobs: JobStore, queue: Queue, *, announce_again_seconds: float) -> None:
+    """End the jobs that no worker will, and announce again those that wait."""
     swept = jobs.sweep()
-    if swept.cancelled or swept.worker_lost or swept.deadline_exceeded:
+    if swept != SweepResult():
         log.info("swept: %s", swept)
-    _announce(jobs, queue, older_than_seconds=settings.announce_again_seconds)
-    artifacts.collect(jobs.live_digests, older_than_seconds=settings.blob_grace_seconds)
+    _announce(jobs, queue, older_than_seconds=announce_again_seconds)
 
 
 def _announce(jobs: JobStore, queue: Queue, *, older_than_seconds: float) -> None:

@@ -211,7 +211,7 @@ class MedicClient:
                 response.read()
             _accepted(response)
             with part.open("ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as file:
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                for chunk in response.iter_bytes():
                     file.write(chunk)
                     progress(artifact.name, file.tell(), artifact.bytes)
 

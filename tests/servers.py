@@ -85,7 +85,12 @@ def postgresql_server() -> Iterator[str]:
         command = [str(postgres), "-D", data, "-p", str(port), *settings]
         process = stack.enter_context(_running(command, cwd=folder, user=user, end_with=signal.SIGINT))
         url = f"postgresql://medic@127.0.0.1:{port}/postgres"
-        _wait(lambda: psycopg.connect(url).close() is None, process, psycopg.OperationalError)
+
+        def answers() -> bool:
+            with psycopg.connect(url):
+                return True
+
+        _wait(answers, process, psycopg.OperationalError)
         yield url
 
 

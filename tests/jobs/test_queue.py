@@ -23,7 +23,7 @@ JOB = JobId("job_1")
 def messages(url: str) -> list[tuple[str, list[str]]]:
     """What waits in the broker: the task's name and its arguments."""
     with redis.Redis.from_url(url) as client:
-        waiting = [json.loads(message) for message in client.lrange("medic", 0, -1)]  # type: ignore[union-attr]
+        waiting = [json.loads(message) for message in client.lrange("medic", 0, -1)]
     bodies = [json.loads(base64.b64decode(message["body"])) for message in waiting]
     return [(message["headers"]["task"], body[0]) for message, body in zip(waiting, bodies, strict=True)]
 

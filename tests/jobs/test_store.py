@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from threading import Barrier
 
 import pytest
+from sqlalchemy import update
 
 from jobs.claims import (
     Cancelled,
@@ -22,6 +23,7 @@ from jobs.claims import (
     Released,
     SweepResult,
 )
+from jobs.database import writing
 from jobs.errors import (
     FileInUseError,
     JobFinishedError,
@@ -35,6 +37,7 @@ from jobs.errors import (
 from jobs.keys import KeyRecord
 from jobs.models import FileId, JobSpec, Progress
 from jobs.store import JobStore, new_id
+from jobs.tables import jobs
 from tests.jobs.samples import (
     CRASH,
     FAILURE,
@@ -51,7 +54,10 @@ from tests.jobs.samples import (
 )
 
 OpenStore = Callable[..., JobStore]
-BY_NAME = {"ids": lambda value: type(value).__name__}
+
+
+def kind(outcome: object) -> str:
+    return type(outcome).__name__
 
 
 # --- files ---
@@ -282,7 +288,7 @@ def test_of_many_who_claim_a_lost_job_at_once_exactly_one_gets_it(store: JobStor
     def claim() -> int | None:
         together.wait()
         taken = store.claim(job.id)
-        return taken and taken.token
+        return None if taken is None else taken.token
 
     with ThreadPoolExecutor(workers) as pool:
         tokens = [future.result() for future in [pool.submit(claim) for _ in range(workers)]]
@@ -322,7 +328,7 @@ def test_waiting_jobs_are_claimable_oldest_first(store: JobStore) -> None:
     assert store.claimable(limit=2) == (made[0], made[2])
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES, **BY_NAME)
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=kind)
 def test_a_worker_that_lost_its_lease_changes_nothing(store: JobStore, outcome: Outcome) -> None:
     job = store.create(spec_for(store))
     stale = claimed(store, job.id)
@@ -409,8 +415,8 @@ def test_failure_keeps_its_reason(store: JobStore) -> None:
     assert store.artifacts(job.id) == ()
 
 
-@pytest.mark.parametrize("first", [SUCCESS, Failed(FAILURE), Cancelled()], **BY_NAME)
-@pytest.mark.parametrize("second", OUTCOMES, **BY_NAME)
+@pytest.mark.parametrize("first", [SUCCESS, Failed(FAILURE), Cancelled()], ids=kind)
+@pytest.mark.parametrize("second", OUTCOMES, ids=kind)
 def test_a_job_ends_once(store: JobStore, first: Outcome, second: Outcome) -> None:
     job = store.create(spec_for(store))
     claim = claimed(store, job.id)
@@ -482,7 +488,7 @@ def test_a_waiting_job_is_cancelled_at_once(store: JobStore) -> None:
     assert store.claimable() == ()
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES, **BY_NAME)
+@pytest.mark.parametrize("outcome", OUTCOMES, ids=kind)
 def test_cancel_wins_over_every_outcome(store: JobStore, outcome: Outcome) -> None:
     job = store.create(spec_for(store))
     claim = claimed(store, job.id)
@@ -575,6 +581,19 @@ def test_sweepers_beside_each_other_end_each_job_once(store: JobStore) -> None:
 
     with ThreadPoolExecutor(sweepers) as pool:
         assert sum(future.result() for future in [pool.submit(sweep) for _ in range(sweepers)]) == 20
+
+
+def test_a_job_that_is_just_being_finished_is_left_alone_by_the_sweeper(store: JobStore) -> None:
+    job = store.create(spec_for(store))
+    claimed(store, job.id)
+    change_row(store, job.id, deadline=1, lease_until=0)
+    with ThreadPoolExecutor(1) as pool:
+        with writing(store._engine) as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job.id).values(status="succeeded"))
+            swept = pool.submit(store.sweep)
+            wait([swept], timeout=0.3)  # it has looked at the row, or waits for its turn
+        assert swept.result() == SweepResult()
+    assert store.get(job.id).status == "succeeded"
 
 
 def test_only_claimable_jobs_that_no_message_was_sent_for_lately_are_announced_again(store: JobStore) -> None:
