@@ -5,10 +5,11 @@ Everything is frozen. This module imports neither web, database nor torch, so th
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import datetime
 from typing import Annotated, Any, Literal, NewType
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, computed_field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, computed_field
 
 from medic_core.config import MedicConfig, Preprocessing, RemovalConfig, expand_preset
 
@@ -39,7 +40,11 @@ class Reply(BaseModel):
 
 # --- what is asked for --------------------------------------------------------------------------------
 
-ClassName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+ClassName = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=255),
+    AfterValidator(lambda name: unicodedata.normalize("NFC", name)),  # as intake reads the folders' names
+]
 
 
 class ModelSpec(Record):

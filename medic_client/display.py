@@ -58,7 +58,7 @@ def follow(service: Service, job_id: JobId, *, timeout_seconds: float | None = N
             return _draw(service.client.watch(job_id, timeout_seconds=timeout_seconds), bars)
     except (KeyboardInterrupt, WaitTimedOutError):
         goes_on = "stays queued: start `medic serve`, then" if service.embedded else "goes on: come back with"
-        screen.print(f"{job_id} {goes_on} `medic watch {job_id}`")
+        screen.print(f"{job_id} {goes_on} `medic watch {job_id}`", soft_wrap=True)
         raise
 
 
@@ -70,7 +70,7 @@ def _draw(seen: Iterator[Job], bars: Progress) -> Job:
         fraction = 1.0 if job.terminal else job.progress.fraction if job.progress else 0.0
         bars.update(bar, description=now, completed=fraction)
         if bars.disable and now != said:
-            bars.console.print(f"{time.monotonic() - began:6.1f} s  {job.id} {now}")
+            bars.console.print(f"{time.monotonic() - began:6.1f} s  {job.id} {now}", soft_wrap=True)
         said = now
     return job
 

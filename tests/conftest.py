@@ -18,6 +18,6 @@ def running_redis() -> Iterator[RunningRedis]:
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """The URL of a PostgreSQL in which tests make databases of their own."""
+    """The URL of a PostgreSQL that each test empties before it begins."""
     with postgresql_server() as url:
         yield url

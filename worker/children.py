@@ -104,7 +104,7 @@ def _started(
         child = subprocess.Popen(  # noqa: S603 - our own module, no shell
             [sys.executable, "-m", module, str(task_dir)],
             stdin=subprocess.PIPE,
-            stdout=sys.stderr,
+            stdout=2,  # by number: Celery puts an object without a descriptor in the place of sys.stderr
             env=environment,
             pass_fds=[writing],
             process_group=0,

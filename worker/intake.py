@@ -89,7 +89,7 @@ def limit_resources(limits: IntakeLimits) -> None:
     ):
         _, hard = resource.getrlimit(kind)
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(kind, (allowed, allowed))
+        resource.setrlimit(kind, (allowed, hard if kind == resource.RLIMIT_CPU else allowed))  # first SIGXCPU, says why
 
 
 def inspect(task: Task, folder: Path) -> Intake:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from jobs.database import open_engine
 from jobs.settings import Settings
@@ -20,10 +20,10 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "sqlite":
         return Settings(data_dir=tmp_path)
     url: str = request.getfixturevalue("postgresql_url")
-    name = f"test_{secrets.token_hex(8)}"
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return Settings(data_dir=tmp_path, database_url=url.replace("/postgres", f"/{name}"))
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return Settings(data_dir=tmp_path, database_url=SecretStr(url))
 
 
 @pytest.fixture

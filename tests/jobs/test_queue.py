@@ -9,6 +9,7 @@ import time
 
 import pytest
 import redis
+from pydantic import SecretStr
 
 from jobs.errors import QueueUnavailableError
 from jobs.models import JobId
@@ -77,7 +78,7 @@ def test_something_that_is_no_redis_is_said_in_time() -> None:
 
 def test_the_settings_choose_the_queue() -> None:
     assert isinstance(open_queue(Settings()), NoQueue)
-    assert isinstance(open_queue(Settings(broker_url="redis://127.0.0.1:1/0")), CeleryQueue)
+    assert isinstance(open_queue(Settings(broker_url=SecretStr("redis://127.0.0.1:1/0"))), CeleryQueue)
     NoQueue().announce(JOB)
 
 

@@ -4,57 +4,25 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from jobs.models import Artifact, DataSpec, File, Job, JobId, JobSpec, ModelSpec
+from jobs.models import Artifact, DataSpec, Job, JobId, JobSpec, ModelSpec
 from medic_client import client as client_module
 from medic_client.client import MedicClient
 from medic_client.errors import DamagedDownloadError, MedicApiError, UnreachableError, WaitTimedOutError
+from tests.medic_client.fake_service import file_json, job_json
 
-NOW = datetime(2024, 1, 1, tzinfo=UTC).isoformat()
-DIGEST = "0" * 64
 CONTENT = bytes(range(256)) * 5000
 ARTIFACT = Artifact(
     name="model.safetensors", sha256=hashlib.sha256(CONTENT).hexdigest(), bytes=len(CONTENT), media_type="x/y"
 )
 
 
-def job_json(status: str = "queued", **more: Any) -> dict[str, Any]:
-    data = {"file_id": "file_1", "sha256": DIGEST, "bytes": 1}
-    return {
-        "id": "job_1",
-        "status": status,
-        "attempt": 1,
-        "model": {**data, "architecture": "medic/wide_resnet10_1"},
-        "clean_data": data,
-        "removal": {"method": "medic"},
-        "timestamps": {"created": NOW, "deadline": NOW},
-        **more,
-    }
-
-
-def file_json(request: httpx.Request, content: bytes) -> dict[str, Any]:
-    query = request.url.params
-    return File(
-        id="file_" + query["purpose"],
-        sha256=hashlib.sha256(content).hexdigest(),
-        bytes=len(content),
-        purpose=query["purpose"],
-        filename=query["filename"],
-        created=NOW,
-    ).model_dump(mode="json")
-
-
-@pytest.fixture(autouse=True)
-def pauses(monkeypatch) -> list[float]:
-    slept: list[float] = []
-    monkeypatch.setattr(client_module.time, "sleep", slept.append)
-    return slept
+pytestmark = pytest.mark.usefixtures("pauses")
 
 
 def client_of(handler: Callable[[httpx.Request], httpx.Response]) -> MedicClient:
@@ -85,7 +53,7 @@ def test_upload_streams_the_bytes_with_their_digest_and_length_and_tells_the_pro
 
     def handler(request: httpx.Request) -> httpx.Response:
         seen.append(request)
-        return httpx.Response(201, json=file_json(request, request.read()))
+        return httpx.Response(201, json=file_json(request))
 
     file = client_of(handler).upload(path, "model", progress=lambda *each: told.append(each))
     assert file.sha256 == hashlib.sha256(CONTENT).hexdigest()
@@ -108,7 +76,7 @@ def test_sanitize_uploads_what_the_spec_names_by_path_and_starts_the_job_on_the_
 
     def handler(request: httpx.Request) -> httpx.Response:
         if request.method == "PUT":
-            return httpx.Response(201, json=file_json(request, request.read()))
+            return httpx.Response(201, json=file_json(request))
         asked.append(json.loads(request.read()))
         return httpx.Response(202, json=job_json())
 

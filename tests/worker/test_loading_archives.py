@@ -20,11 +20,7 @@ from worker.loading.refusal import RefusedError
 from worker.task import IntakeLimits
 
 LIMITS = IntakeLimits()
-FILES = {
-    f"{folder}/{number}.png": np.random.default_rng(number).bytes(3000)
-    for folder in ("cat", "dog")
-    for number in range(5)
-}
+FILES = {f"{folder}/{i}.png": np.random.default_rng(i).bytes(3000) for folder in ("cat", "dog") for i in range(5)}
 ZEROS = 2**24  # bytes of one block of which the bombs are built
 
 
@@ -59,13 +55,13 @@ PACKERS: dict[str, Callable[[Mapping[str, bytes]], bytes]] = {
 }
 
 
-def read(path: Path, limits: IntakeLimits = LIMITS) -> dict[str, bytes]:
-    return {member.name: member.read() for member in members(path, limits)}
+def read(path: Path) -> dict[str, bytes]:
+    return {member.name: member.read() for member in members(path, LIMITS)}
 
 
 def code_of(path: Path, limits: IntakeLimits = LIMITS) -> str:
     with pytest.raises(RefusedError) as refusal:
-        read(path, limits)
+        any(member.read() is None for member in members(path, limits))  # reads all and keeps nothing
     (problem,) = refusal.value.problems
     assert len(problem.detail) > 20
     return problem.code
@@ -257,6 +253,13 @@ def test_a_header_amid_a_tar_that_is_damaged_does_not_end_it_quietly(put: Put) -
     assert code_of(put(bytes(data))) == "archive_unreadable"
 
 
+def test_headers_about_headers_without_end_are_refused(put: Put) -> None:
+    note = tarfile.TarInfo("././@PaxHeader")
+    note.type, note.size = tarfile.XHDTYPE, 6
+    link = note.tobuf(tarfile.GNU_FORMAT) + b"6 a=b\n".ljust(512, b"\0")
+    assert code_of(put(link * 5000 + tarred(FILES))) == "archive_unreadable"
+
+
 # --- bombs -----------------------------------------------------------------------------------------------------------
 
 
@@ -339,14 +342,14 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS, ids=lambda bomb: bomb.__name__)
 def test_a_bomb_of_10_gb_is_refused_within_seconds_and_little_memory(put: Put, bomb: Callable[[], bytes]) -> None:
     path = put(bomb())
-    start = time.monotonic()
+    start = time.process_time()  # what else the machine does is not the point
     tracemalloc.start()
     try:
         assert code_of(path) == BOMBS[bomb]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert peak < 64 * 2**20
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -28,7 +27,7 @@ def settle_class_names(given: Sequence[str] | None, clean: Layout | None, output
         RefusedError: ``class_count_mismatch`` or ``duplicate_class_name``.
     """
     if given is not None:
-        names = tuple(unicodedata.normalize("NFC", name) for name in given)  # as the folders' names are
+        names = tuple(given)
         if outputs is not None and len(names) != outputs:
             raise refused(
                 "class_count_mismatch",
@@ -77,7 +76,6 @@ def check_enough(layout: Layout) -> None:
 
 def check_target(layout: Layout, class_names: Sequence[str], target: str) -> None:
     """Refuse a target that is no class (``unknown_class``), or has all the images (``triggered_only_target``)."""
-    target = unicodedata.normalize("NFC", target)
     if class_names and target not in class_names:
         raise refused(
             "unknown_class",

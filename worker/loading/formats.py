@@ -55,7 +55,7 @@ def recognise(path: Path) -> ModelFormat:
         head = file.read(_HEAD_BYTES)
     if not head:
         raise refused("model_empty", "The file is empty. " + SEND_WEIGHTS)
-    if head.startswith(b"PK"):
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
         return _recognise_zip(path)
     if head.startswith(LEGACY_MAGIC):
         return "torch-legacy"
