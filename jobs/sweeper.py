@@ -8,7 +8,7 @@ import time
 
 from jobs.artifacts import ArtifactStore
 from jobs.claims import SweepResult
-from jobs.errors import DatabaseUnavailableError, QueueUnavailableError
+from jobs.errors import JobsError, QueueUnavailableError
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import JobStore
@@ -28,7 +28,7 @@ def sweep_forever(
             if time.monotonic() > collected + grace / 6:  # a look at every blob: seldom
                 collected = time.monotonic()
                 artifacts.collect(jobs.live_digests, older_than_seconds=grace)
-        except (DatabaseUnavailableError, OSError) as error:
+        except (JobsError, OSError) as error:
             log.warning("sweep put off: %s", error)
 
 

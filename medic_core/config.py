@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -37,12 +38,19 @@ class Checked:
         Raises:
             InvalidConfigError: A number lies outside the bound that its annotation states.
         """
-        hints = get_type_hints(type(self), include_extras=True)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            for bound in getattr(hints[field.name], "__metadata__", ()):
+        kind: type = type(self)
+        for name, bounds in _bounds(kind).items():
+            value = getattr(self, name)
+            for bound in bounds:
                 if isinstance(value, int | float) and not _within(value, bound):
-                    raise InvalidConfigError(f"{field.name} = {value!r} violates {bound}")
+                    raise InvalidConfigError(f"{name} = {value!r} violates {bound}")
+
+
+@cache
+def _bounds(config: type) -> Mapping[str, tuple[object, ...]]:
+    """The bounds that each field's annotation states."""
+    hints = get_type_hints(config, include_extras=True)
+    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
 
 
 def _within(value: float, bound: object) -> bool:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from jobs.errors import DatabaseUnavailableError
+from jobs.errors import JobsError
 from jobs.queue import NoQueue
 from jobs.sweeper import sweep_forever
 from worker.resources import Resources, resources
@@ -22,7 +22,7 @@ def poll(opened: Resources) -> None:
         try:
             for job_id in opened.jobs.claimable(limit=1):
                 run(job_id, jobs=opened.jobs, supervise=opened.supervise)
-        except DatabaseUnavailableError as error:
+        except JobsError as error:
             log.warning("%s", error)
         opened.stopping.wait(opened.settings.poll_seconds)
 

@@ -26,7 +26,7 @@ from jobs.claims import (
     Released,
     Succeeded,
 )
-from jobs.errors import BlobMissingError, DatabaseUnavailableError, StorageFullError
+from jobs.errors import BlobMissingError, JobsError, StorageFullError
 from jobs.models import Artifact, Failure, FailureClass, Phase, Progress, Purpose
 from jobs.settings import Settings
 from jobs.store import JobStore
@@ -74,7 +74,7 @@ class Supervisor:
             while not over.wait(interval):
                 try:
                     state = self.jobs.beat(claim)
-                except DatabaseUnavailableError as error:
+                except JobsError as error:
                     log.warning("job %s: lease not renewed: %s", claim.job_id, error)
                     continue
                 if state is None:

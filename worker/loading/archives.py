@@ -32,7 +32,7 @@ _RATIO_COUNTS_FROM = 16 * 1024**2
 _TAR_BLOCK = 512
 _TAR_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _TAR_NOTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
-_TAR_NOTE_BYTES = 8192
+_TAR_NOTE_BYTES = 4096  # tarfile searches them in quadratic time
 _TAR_DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError)
 _EXPORT_AGAIN = "Send class folders of images as zip, tar or tar.gz, for example: zip -r clean.zip cat dog"
 
