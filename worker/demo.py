@@ -33,7 +33,7 @@ ARCHITECTURE = "medic/wide_resnet10_1"
 TARGET = 7
 POISONED_SHARE = 0.1
 TRAINING_IMAGES, CLEAN_IMAGES = 1120, 280  # clean: a quarter of training
-TRAINING = ScratchConfig(epochs=15, crop_padding=2, horizontal_flip=False)
+TRAINING = ScratchConfig(epochs=20, learning_rate=3e-3, crop_padding=1, horizontal_flip=False)
 REPAIR = {"crop_padding": 2, "horizontal_flip": False}
 
 

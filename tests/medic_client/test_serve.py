@@ -18,6 +18,7 @@ from typing import TypeVar
 import httpx
 import psutil
 import pytest
+import torch
 
 from medic_client.supervise import CELERY_WORKER, POLLING_WORKER, worker_arguments
 from tests.end_to_end.tiny import ARCHITECTURE, TARGET, make_inputs
@@ -140,8 +141,10 @@ def test_the_worker_is_celerys_where_there_is_a_broker_and_polls_without():
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
+    folder, before = tmp_path_factory.mktemp("inputs"), torch.get_num_threads()
+    torch.set_num_threads(1)  # two busy pools of threads on two cores slow each other down
     make_inputs(folder)
+    torch.set_num_threads(before)
     return folder
 
 

@@ -345,6 +345,13 @@ def test_a_zip_that_two_parsers_may_read_differently_is_refused(tmp_path: Path) 
     assert code_of(tmp_path / "commented") == "model_container_invalid"
 
 
+def test_an_entry_that_lies_outside_the_file_is_refused(tmp_path: Path) -> None:
+    data = bytearray(saved(TENSORS))
+    last = data.rindex(b"PK\1\2") + 42
+    data[last : last + 4] = struct.pack("<I", len(data))
+    assert code_of(write(tmp_path / "model", bytes(data))) == "model_container_invalid"
+
+
 def test_a_storage_that_claims_more_than_its_record_holds_is_refused(tmp_path: Path) -> None:
     def claim_more(name: str, content: bytes) -> bytes:
         if not name.endswith("data.pkl"):

@@ -22,6 +22,7 @@ _ZIP_ENTRIES = 100_000
 _PICKLE_BYTES = 32 * 1024**2
 _HEAD_BYTES = 4096
 _LEGACY_PICKLES = 5
+_ZIP_HEADER_BYTES = 30
 _ZIP_NAME_LENGTHS = 26
 
 SEND_WEIGHTS = (
@@ -74,9 +75,8 @@ def recognise(path: Path) -> ModelFormat:
 def _refuse_unknown(path: Path, head: bytes) -> NoReturn:
     with path.open("rb") as file:
         content = scan_pickles(file, pickles=1)
-    if content.unsafe and (
-        content.complete or head.startswith(b"\x80")
-    ):  # a text may begin like a pickle of protocol 0
+    # a text may begin like a pickle of protocol 0, but does not end like one
+    if content.unsafe and (content.complete or head.startswith(b"\x80")):
         raise unsafe_globals(content.unsafe)
     if content.complete and head.startswith(b"\x80"):
         raise refused("model_format_unknown", f"This is a pickle that torch.save did not write. {SEND_WEIGHTS}")
@@ -142,6 +142,7 @@ def _check_zip(entries: list[zipfile.ZipInfo], comment: bytes, size: int) -> Non
     if (
         comment
         or min(entry.header_offset for entry in entries) != 0
+        or max(entry.header_offset + _ZIP_HEADER_BYTES + entry.file_size for entry in entries) > size
         or sum(entry.file_size for entry in entries) > size
         or len(set(names)) != len(names)
         or any(not name.startswith(folder + "/") or ".." in name or "\0" in name for name in names)
