@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(default=0.5, gt=0)
     announce_again_seconds: float = Field(default=30.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0, description="A child without any progress for so long is ended.")
+    stop_grace_seconds: float = Field(
+        default=10.0, ge=0, description="How long a worker that has to end waits for its job's next checkpoint."
+    )
     intake_seconds: float = Field(default=300.0, gt=0, description="Time limit of the intake child.")
     deadline_seconds: int = Field(default=24 * 3600, gt=0, description="Of a job that states none, from its creation.")
     blob_grace_seconds: float = Field(

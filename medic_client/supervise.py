@@ -26,7 +26,7 @@ _FAILED_STARTS = 3
 API = ("-m", "api")
 POLLING_WORKER = ("-m", "worker")
 CELERY_WORKER = (
-    *("-m", "celery", "-A", "worker.tasks", "worker", "-c", "1", "--pool", "prefork"),
+    *("-m", "celery", "-A", "worker.tasks", "worker", "-c", "1", "--pool", "prefork", "--loglevel", "INFO"),
     *("--without-gossip", "--without-mingle", "--without-heartbeat"),
 )
 

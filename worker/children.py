@@ -39,12 +39,24 @@ class Ended:
 
 @dataclass
 class Watch:
-    """Why a child would have to end, besides ending by itself. Times are ``time.monotonic()``."""
+    """Why a child would have to end, besides ending by itself.
+
+    Attributes:
+        deadline: By ``time.monotonic()``.
+        stopping: Set when the worker has to end. The child then gets ``grace_seconds`` to reach a checkpoint.
+        grace_seconds: How long a worker that has to end waits.
+        safe: Set when a checkpoint was kept while ``stopping``: there is nothing left to wait for.
+        cancelled: Set when a user asks for the end.
+        lease_lost: Set when the job is no longer ours.
+    """
 
     deadline: float
+    stopping: threading.Event
+    grace_seconds: float
+    safe: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     lease_lost: threading.Event = field(default_factory=threading.Event)
-    stopped: threading.Event = field(default_factory=threading.Event)
+    _stopping_since: float | None = None
 
     def reason_to_end(self, last_sign: float, stall_seconds: float) -> Reason | None:
         """Return why a child that last reported at ``last_sign`` has to end now, None if it may go on."""
@@ -53,8 +65,10 @@ class Watch:
             return "lease_lost"
         if self.cancelled.is_set():
             return "cancelled"
-        if self.stopped.is_set():
-            return "stopped"
+        if self.stopping.is_set():
+            self._stopping_since = self._stopping_since or now
+            if self.safe.is_set() or now > self._stopping_since + self.grace_seconds:
+                return "stopped"
         if now > self.deadline:
             return "deadline"
         return "stalled" if now > last_sign + stall_seconds else None

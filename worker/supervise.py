@@ -54,7 +54,11 @@ class Supervisor:
 
     def __call__(self, claim: Claim) -> Outcome | None:
         """Run ``claim`` to an outcome, None when another worker has it by now; no fault of the job raises."""
-        watch = Watch(deadline=time.monotonic() + claim.seconds_left, stopped=self.stopping)
+        watch = Watch(
+            deadline=time.monotonic() + claim.seconds_left,
+            stopping=self.stopping,
+            grace_seconds=self.settings.stop_grace_seconds,
+        )
         try:
             with self._heartbeat(claim, watch), self._workplace(claim) as task_dir:
                 outcome = _Run(self, claim, watch, task_dir).outcome()
@@ -152,6 +156,8 @@ class _Run:
             blob = self.supervisor.artifacts.put_file(Path(path))
             kept = self.supervisor.jobs.save_checkpoint(self.claim, CheckpointRecord(blob.sha256, event["epoch"]))
             Path(path).unlink()
+            if self.watch.stopping.is_set():
+                self.watch.safe.set()
             if kept:
                 log.info("job %s: checkpoint of epoch %d kept", self.claim.job_id, event["epoch"])
         else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
 
 from celery import bootsteps
+from celery.signals import worker_process_init, worker_shutting_down
 
 from jobs.models import JobId
 from jobs.queue import RUN_JOB, celery_app
@@ -16,6 +18,8 @@ from worker.process import PARENT_PID
 from worker.resources import resources
 from worker.run import run
 
+DRAIN = signal.SIGUSR2
+"""To a process of the pool. Celery itself sends SIGUSR1 there and ignores SIGTERM in a warm shutdown."""
 SWEEPER_CHECK_SECONDS = 2.0
 
 
@@ -34,6 +38,27 @@ def run_job(job_id: str) -> None:
     """Run one job. All that is worth testing is in ``run``, which knows no Celery."""
     opened = resources()
     run(JobId(job_id), jobs=opened.jobs, supervise=opened.supervise)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def _hear_of_the_end(**_: Any) -> None:
+    """In a process of the pool: give the running job back when the worker has to end."""
+    signal.signal(DRAIN, lambda *_: resources().stopping.set())
+
+
+class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Has the pool give back its running job on SIGTERM; by itself Celery would wait until it has ended."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, worker: Any) -> None:
+        """Listen for the worker's shutdown."""
+
+        def drain(**_: Any) -> None:
+            for process in worker.pool.info["processes"]:
+                os.kill(process, DRAIN)
+
+        worker_shutting_down.connect(drain, weak=False)
 
 
 class SweeperStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -65,4 +90,4 @@ class SweeperStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._sweeper = subprocess.Popen([sys.executable, "-m", "worker.sweep"], env=environment)
 
 
-app.steps["worker"].add(SweeperStep)
+app.steps["worker"].update((DrainStep, SweeperStep))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jobs.models import JobSpec, Purpose
+from jobs.models import JobSpec, Progress, Purpose
 from medic_client.client import MedicClient
 from tests.end_to_end.stack import CELERY, POLLING, digests, stack, wait_ended, wait_for
 from tests.servers import RunningRedis, free_port, redis_server
+
+NOTHING = Progress(fraction=0, step=0, total_steps=1)
 
 
 def test_a_job_runs_through_celery_and_gives_what_the_embedded_default_gives(
@@ -69,3 +71,18 @@ def uploaded(client: MedicClient, spec: JobSpec) -> JobSpec:
         for field, purpose in fields.items()
     }
     return spec.model_copy(update=parts)
+
+
+def test_a_celery_worker_that_is_asked_to_stop_gives_its_job_back_uncounted(
+    running_redis: RunningRedis, inputs: Path, tmp_path: Path
+) -> None:
+    with stack(tmp_path / "celery", inputs, MEDIC_BROKER_URL=running_redis.url) as service, service.api() as client:
+        worker = service.start(*CELERY)
+        job_id = client.sanitize(service.spec(epochs=40, batch_size=4)).id
+        wait_for(lambda: (client.job(job_id).progress or NOTHING).fraction > 0.1, 60)
+        worker.terminate()
+        assert worker.wait(20) == 0
+        assert client.job(job_id).status == "queued"
+        service.start(*CELERY)
+        job = wait_ended(client, job_id)
+        assert (job.status, job.attempt) == ("succeeded", 1)

@@ -120,7 +120,7 @@ def test_a_worker_that_is_asked_to_stop_gives_its_job_back_uncounted(own: Stack,
     job_id = api.sanitize(own.spec(**LONG)).id
     wait_for(lambda: epochs_done(api, job_id) > 2, 60)
     first.terminate()
-    assert first.wait(10) == 0
+    assert first.wait(15) == 0
     waiting: Job = api.job(job_id)
     assert waiting.status == "queued"
     own.start(*POLLING)

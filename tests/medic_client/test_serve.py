@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ import httpx
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from medic_client.demo import curl_lines
 from medic_client.supervise import CELERY_WORKER, POLLING_WORKER, worker_arguments
 from tests.end_to_end.tiny import ARCHITECTURE, TARGET, make_inputs
 from tests.servers import free_port
@@ -226,3 +229,26 @@ def test_a_folder_that_is_named_like_a_package_does_not_get_in_the_way(inputs, t
         timeout=240,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_demos_curl_lines_do_what_the_demo_does(inputs, tmp_path):
+    (tmp_path / "demo's out").mkdir()
+    (tmp_path / "demo's out" / "inputs").symlink_to(inputs)
+    repair = {"method": "medic", "epochs": 1, "batch_size": 16, "horizontal_flip": False}
+    info = {"architecture": ARCHITECTURE, "target_class": TARGET, "medic": repair}
+    first, *lines = curl_lines(tmp_path / "demo's out", info).splitlines()
+    assert first.startswith("export MEDIC_URL=")
+    with serving(tmp_path) as service:
+        ended = subprocess.run(
+            ["bash", "-eu", "-o", "pipefail", "-c", "\n".join(lines)],
+            env={**os.environ, "MEDIC_URL": service.url, "MEDIC_API_KEY": KEY},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["status"] == "succeeded"
+    repaired = load_file(tmp_path / "model.safetensors")
+    assert repaired.keys() == torch.load(inputs / "suspect.pth", weights_only=True)["state_dict"].keys()
