@@ -3,6 +3,7 @@
 # test        every test          lint          every check that reads the code
 # bench       the quick figures: bench-upload
 # bench-real  the two published models; bench-upload: memory under a 2 GB upload
+# bench-architectures  a step of cloning with each, for the index; again when torch changes, with 10 GB of memory
 #
 # Each target makes the .venv it needs, and makes it again only when pyproject.toml or constraints.txt changed.
 # PYTHON=/path/to/python3.11 chooses the interpreter.
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for name in python3.11 python3; do $$name $(IS_3_11) && echo $
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo serve test lint bench bench-real bench-upload
+.PHONY: demo serve test lint bench bench-real bench-upload bench-architectures
 
 demo: $(INSTALLED)
 	$(BIN)/medic demo --out demo-out
@@ -38,6 +39,9 @@ bench-real: $(INSTALLED)
 
 bench-upload: $(INSTALLED)
 	$(BIN)/python -m benchmarks.upload_memory
+
+bench-architectures: $(INSTALLED)
+	$(BIN)/python -m benchmarks.architectures all
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" $(IS_3_11) || { echo "MEDIC needs Python 3.11: install it, or name it with PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 
 from api.app import create_app
 from jobs.artifacts import open_artifacts
-from jobs.errors import JobsError
+from jobs.errors import InvalidKeyError, JobsError
 from jobs.keys import new_key, record_of
 from jobs.queue import open_queue
 from jobs.settings import Settings
@@ -53,14 +54,15 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. Settings that do not hold end it with ``os.EX_CONFIG``: no restart will help."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings()
         jobs = open_store(settings)
         app = create_app(settings, jobs, open_artifacts(settings), open_queue(settings))
     except (ValidationError, JobsError) as error:
-        sys.exit(f"the service does not start: {error}")
+        _say(f"the service does not start: {error}")
+        sys.exit(os.EX_CONFIG if isinstance(error, ValidationError | InvalidKeyError) else 1)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -1,4 +1,4 @@
-"""Writes ``medic_core/architectures.json``: every architecture, its size, and whether a step of cloning works with it.
+"""Writes ``medic_core/architectures.json``: every architecture, its size, and the torch that cloning worked with.
 
 ``python -m benchmarks.architectures`` describes all of them and keeps what is known of their steps; names given as
 arguments are stepped, ``all`` steps every one. A step holds the weights six times (suspect, teacher, clone, gradient
@@ -36,12 +36,15 @@ NUM_CLASSES = 10
 MOST_IN_FLOAT32 = 400_000_000
 """Parameters above which a step is made in bfloat16."""
 
+TORCH = torch.__version__.partition("+")[0]
+"""Which torch this is, whatever it computes on."""
+
 Entry = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
 def describe(name: str) -> Entry:
-    """Return what the index says of an architecture, all but whether a step of cloning works."""
+    """Return what the index says of an architecture, all but what a step of cloning worked with."""
     refused = None
     try:
         family = recipe_for(name).family
@@ -115,11 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="architectures to step, or 'all'")
     chosen = parser.parse_args(arguments).names
-    worked = {entry["name"]: entry["step"] for entry in json.loads(INDEX.read_text())} if INDEX.exists() else {}
-    entries = [{**describe(name), "step": worked.get(name, False)} for name in usual_names()]
+    known = {entry["name"]: entry["stepped_with"] for entry in json.loads(INDEX.read_text())} if INDEX.exists() else {}
+    entries = [{**describe(name), "stepped_with": known.get(name)} for name in usual_names()]
     for entry in entries:
         if (entry["name"] in chosen or "all" in chosen) and entry["refused"] is None:
-            entry["step"] = _works(entry)
+            entry["stepped_with"] = TORCH if _works(entry) else None
             _write(entries)
     _write(entries)
 

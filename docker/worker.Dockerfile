@@ -24,4 +24,5 @@ USER 10001:10001
 WORKDIR /var/lib/medic
 VOLUME /var/lib/medic
 # One job at a time, each in its own child process. A worker that dies needs no health check: its lease ends and another takes the job.
-CMD ["celery", "-A", "worker.tasks", "worker", "--pool", "prefork", "-c", "1", "--without-gossip", "--without-mingle"]
+CMD ["celery", "-A", "worker.tasks", "worker", "-c", "1", "--pool", "prefork", "--loglevel", "INFO", \
+    "--without-gossip", "--without-mingle", "--without-heartbeat"]

@@ -9,7 +9,16 @@ import unicodedata
 from datetime import datetime
 from typing import Annotated, Any, Literal, NewType
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, computed_field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    computed_field,
+)
 
 from medic_core.config import MedicConfig, Preprocessing, RemovalConfig, expand_preset
 
@@ -75,6 +84,14 @@ class TriggeredSpec(DataSpec):
     target_class: ClassName
 
 
+def _expanded(removal: Any, spec: ValidationInfo) -> Any:
+    """Fill in what the preset sets; a ready-made config is complete already."""
+    if not isinstance(removal, dict):
+        return removal
+    model = spec.data.get("model")  # absent where it was refused itself
+    return expand_preset(removal, architecture=model.architecture if model else "")
+
+
 class JobSpec(Record):
     """One sanitization job."""
 
@@ -88,7 +105,7 @@ class JobSpec(Record):
     removal: Annotated[
         RemovalConfig,
         Field(discriminator="method"),
-        BeforeValidator(lambda value: expand_preset(value) if isinstance(value, dict) else value),
+        BeforeValidator(_expanded),
     ] = MedicConfig()
     deadline_seconds: int | None = Field(
         default=None, ge=1, le=30 * 24 * 3600, description="From creation; without it the service's own limit."

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 
 class Settings(BaseSettings):
@@ -34,13 +36,24 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(
         default=10.0, ge=0, description="How long a worker that has to end waits for its job's next checkpoint."
     )
-    intake_seconds: float = Field(default=300.0, gt=0, description="Time limit of the intake child.")
+    intake_seconds: float = Field(default=1800.0, gt=0, description="Time limit of the intake child.")
     deadline_seconds: int = Field(default=24 * 3600, gt=0, description="Of a job that states none, from its creation.")
     blob_grace_seconds: float = Field(
         default=3600.0, gt=0, description="Bytes that no record names are removed when older."
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the trainer; None: all cores.")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            backend = make_url(value.get_secret_value()).get_backend_name() if value else "sqlite"
+        except ArgumentError as error:
+            raise ValueError("not a database URL such as postgresql+psycopg://user:password@host/name") from error
+        if backend not in ("sqlite", "postgresql"):
+            raise ValueError(f"{backend} is not supported; sqlite and postgresql are")
+        return value
 
     @field_validator("data_dir")
     @classmethod

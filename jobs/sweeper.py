@@ -17,9 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def sweep_forever(
-    jobs: JobStore, artifacts: ArtifactStore, queue: Queue, settings: Settings, stopping: threading.Event
+    jobs: JobStore, artifacts: ArtifactStore, queue: Queue | None, settings: Settings, stopping: threading.Event
 ) -> None:
-    """Sweep every ``sweep_seconds`` until ``stopping``. Any number of sweepers may run beside each other."""
+    """Sweep every ``sweep_seconds`` until ``stopping``. Any number of sweepers may run beside each other.
+
+    Args:
+        jobs: The store.
+        artifacts: Bytes that no record names are removed from it.
+        queue: Where waiting jobs are announced again; None where workers poll.
+        settings: Intervals.
+        stopping: Ends the loop.
+    """
     grace = settings.blob_grace_seconds
     collected = time.monotonic()
     while not stopping.wait(settings.sweep_seconds):
@@ -32,12 +40,13 @@ def sweep_forever(
             log.warning("sweep put off: %s", error)
 
 
-def sweep_jobs(jobs: JobStore, queue: Queue, *, announce_again_seconds: float) -> None:
+def sweep_jobs(jobs: JobStore, queue: Queue | None, *, announce_again_seconds: float) -> None:
     """End the jobs that no worker will, and announce again those that wait."""
     swept = jobs.sweep()
     if swept != SweepResult():
         log.info("swept: %s", swept)
-    _announce(jobs, queue, older_than_seconds=announce_again_seconds)
+    if queue is not None:
+        _announce(jobs, queue, older_than_seconds=announce_again_seconds)
 
 
 def _announce(jobs: JobStore, queue: Queue, *, older_than_seconds: float) -> None:

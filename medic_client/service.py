@@ -15,7 +15,7 @@ from typing import IO, cast
 
 from medic_client.client import MedicClient
 from medic_client.errors import ServiceFailedError
-from medic_client.supervise import end, sigterm_interrupts, start
+from medic_client.supervise import end, sigterm_interrupts, start, stop_grace
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where ``medic serve`` listens unless it is told otherwise."""
@@ -67,7 +67,7 @@ def _embedded(environment: Mapping[str, str]) -> Iterator[MedicClient]:
             with MedicClient(_address(child), key) as client:
                 yield client
         finally:
-            end([child])
+            end([child], grace_seconds=stop_grace(environment))
 
 
 def _address(child: subprocess.Popen[str]) -> str:

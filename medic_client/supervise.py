@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 SERVICE_FAILED = 5
 """The exit code of a service that does not stay up."""
 
+RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Waits after failed starts, one after the other; one more failure is the last. After any other end the first holds."""
+
 _LOOK_SECONDS = 0.2
-_RESTART_AFTER_SECONDS = 1.0
-_GRACE_SECONDS = 20.0  # a worker lets its child leave a checkpoint first
 _YOUNG_SECONDS = 20.0
-_FAILED_STARTS = 3
+_STOP_GRACE_SECONDS = 10.0
+_MARGIN_SECONDS = 10.0
 
 API = ("-m", "api")
 POLLING_WORKER = ("-m", "worker")
@@ -32,7 +34,7 @@ CELERY_WORKER = (
 
 
 class GaveUpError(Exception):
-    """A program ends by itself again and again right after its start."""
+    """A program ends by itself again and again right after its start, or its settings do not hold."""
 
 
 def worker_arguments(environment: Mapping[str, str]) -> Sequence[str]:
@@ -59,11 +61,19 @@ def start(
     )
 
 
-def end(children: Sequence[subprocess.Popen[str]]) -> None:
-    """Ask children to end, and kill with their process group those that have not after a grace."""
+def stop_grace(environment: Mapping[str, str]) -> float:
+    """Return the seconds that a service may take to end: a worker first waits for a checkpoint of its job."""
+    try:
+        return float(environment.get("MEDIC_STOP_GRACE_SECONDS", _STOP_GRACE_SECONDS)) + _MARGIN_SECONDS
+    except ValueError:  # which the service itself refuses
+        return _MARGIN_SECONDS
+
+
+def end(children: Sequence[subprocess.Popen[str]], *, grace_seconds: float) -> None:
+    """Ask children to end, and kill with their process group those that have not after the grace."""
     for child in children:
         child.terminate()
-    last_moment = time.monotonic() + _GRACE_SECONDS
+    last_moment = time.monotonic() + grace_seconds
     for child in children:
         try:
             child.wait(timeout=max(0.0, last_moment - time.monotonic()))
@@ -74,28 +84,35 @@ def end(children: Sequence[subprocess.Popen[str]]) -> None:
 
 @dataclass
 class _Kept:
-    """A program and its present child."""
+    """A program, and its present child or when the next one starts."""
 
     arguments: Sequence[str]
     child: subprocess.Popen[str]
     started: float = field(default_factory=time.monotonic)
     failed_starts: int = 0
+    next_start: float | None = None
 
     def look(self) -> None:
-        """Start the program anew when its child has ended.
+        """Start the program anew some time after its child has ended.
 
-        Being killed never counts as a failed start, however often it happens.
+        Raises:
+            GaveUpError: That will not help.
         """
-        status = self.child.poll()
-        if status is None:
-            return
-        _say(f"{' '.join(self.arguments[1:])} ended with status {status}")
-        young = time.monotonic() - self.started < _YOUNG_SECONDS
+        now = time.monotonic()
+        if self.next_start is None:
+            if (status := self.child.poll()) is not None:
+                self.next_start = now + self._wait_after(status, young=now - self.started < _YOUNG_SECONDS)
+        elif now >= self.next_start:
+            self.child, self.started, self.next_start = start(self.arguments, environment=os.environ), now, None
+
+    def _wait_after(self, status: int, *, young: bool) -> float:
+        """Being killed never counts as a failed start, however often it happens."""
+        name = " ".join(self.arguments[1:])
+        _say(f"{name} ended with status {status}")
         self.failed_starts = self.failed_starts + 1 if young and status >= 0 else 0
-        if self.failed_starts == _FAILED_STARTS:
-            raise GaveUpError(f"{' '.join(self.arguments[1:])} does not stay up")
-        time.sleep(_RESTART_AFTER_SECONDS)
-        self.child, self.started = start(self.arguments, environment=os.environ), time.monotonic()
+        if status == os.EX_CONFIG or self.failed_starts > len(RETRY_SECONDS):
+            raise GaveUpError(f"{name} does not stay up")
+        return RETRY_SECONDS[max(self.failed_starts - 1, 0)]
 
 
 def supervise(*programs: Sequence[str]) -> None:
@@ -115,7 +132,7 @@ def supervise(*programs: Sequence[str]) -> None:
         except KeyboardInterrupt:
             _say("ending")
         finally:
-            end([program.child for program in kept])
+            end([program.child for program in kept], grace_seconds=stop_grace(os.environ))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,16 @@ class ModelProblem:
     detail: str
 
 
-def problems_with(model: nn.Module, clean: Batches, *, num_classes: int) -> list[ModelProblem]:
+def problems_with(
+    model: nn.Module, clean: Batches, *, num_classes: int, alive: Callable[[], None] = lambda: None
+) -> list[ModelProblem]:
     """Return every reason why ``model`` cannot be sanitized with ``clean``; empty when it can.
 
     Args:
         model: In eval mode, on the device of the images.
         clean: Clean labelled images.
         num_classes: How many logits the model must return.
+        alive: Called after each batch.
     """
     images, _ = next(clean.in_order())
     try:
@@ -42,7 +46,7 @@ def problems_with(model: nn.Module, clean: Batches, *, num_classes: int) -> list
         return [ModelProblem("model_output_invalid", detail)]
     if not bool(logits.isfinite().all()):
         return [ModelProblem("model_not_finite", "The model returns NaN or infinite logits on the clean images.")]
-    right = accuracy(confusion_matrix(model, clean, num_classes=num_classes))
+    right = accuracy(confusion_matrix(model, clean, num_classes=num_classes, alive=alive))
     if above_chance(right, num_classes=num_classes):
         return []
     low, high = right.interval

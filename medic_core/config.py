@@ -7,6 +7,7 @@ torch: the API and the client read it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -112,6 +113,7 @@ class MedicConfig(Config):
     published code differ.
 
     Attributes:
+        preset: Where the other fields come from; by itself it sets nothing, ``expand_preset`` does.
         temperature: τ of Eq. 2 and 3; multiplies the logits of both softmaxes.
         cloning_weight: λ, the weight of the cloning loss beside cross-entropy.
         layers: What is cloned: kinds (``convolution``, ``normalization``, ``linear``), module names, or ``authors``.
@@ -187,11 +189,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """What each preset of ``MedicConfig`` sets. ``expand_preset`` merges one with what the caller set."""
 
 
-def expand_preset(chosen: Mapping[str, Any]) -> dict[str, Any]:
+_E7_ARCHITECTURES = re.compile(r"[a-z]+/(preact_)?(vgg|mobilenet|resnet)")
+E7_LEARNING_RATE = 1e-3
+
+
+def expand_preset(chosen: Mapping[str, Any], *, architecture: str = "") -> dict[str, Any]:
     """Fill in what a preset sets; explicit fields win over it.
+
+    Note:
+        The paper trains VGG, MobileNet and ResNet at a tenth of its learning rate (Appendix E.7), so preset ``paper``
+        does; the authors' code has one rate for all.
 
     Args:
         chosen: Fields of a removal config as the caller gave them, ``method`` and ``preset`` among them or not.
+        architecture: What is to be repaired, by name.
 
     Returns:
         A dictionary with ``method`` and, for ``medic``, every field that the preset sets. An unknown preset or method
@@ -199,5 +210,7 @@ def expand_preset(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     method = chosen.get("method", "medic")
     name = chosen.get("preset", "default")
-    preset = PRESETS.get(name, {}) if method == "medic" and isinstance(name, str) else {}
+    preset = dict(PRESETS.get(name, {})) if method == "medic" and isinstance(name, str) else {}
+    if preset and name == "paper" and _E7_ARCHITECTURES.match(architecture):
+        preset["learning_rate"] = E7_LEARNING_RATE
     return {"method": method, **preset, **chosen}

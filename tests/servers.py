@@ -94,6 +94,14 @@ def postgresql_server() -> Iterator[str]:
         yield url
 
 
+def empty_database(url: str) -> str:
+    """Remove every table from a PostgreSQL database."""
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return url
+
+
 def _unprivileged_user(folder: Path) -> str | None:
     """PostgreSQL refuses to run as root: hand the folder to someone else."""
     if os.getuid() != 0:

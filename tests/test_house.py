@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+from jobs.keys import record_of
 from jobs.settings import Settings
+from medic_client.supervise import CELERY_WORKER, stop_grace
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -189,6 +192,40 @@ def test_compose_refuses_to_start_without_a_key() -> None:
     assert COMPOSE["services"]["api"]["environment"]["MEDIC_API_KEY"].startswith("${MEDIC_API_KEY:?")
 
 
+def test_the_key_that_compose_says_how_to_make_is_one() -> None:
+    written = re.findall(r"MEDIC_API_KEY=(mdk\S*)\$\(openssl rand -hex 32\)", (ROOT / "docker-compose.yml").read_text())
+    assert len(written) == 1
+    assert record_of(written[0] + "0123456789abcdef" * 4).id == "main"
+
+
+@pytest.mark.parametrize("service", ["worker", "worker-gpu"])
+def test_compose_waits_longer_for_a_worker_than_the_worker_for_its_job(service: str) -> None:
+    worker = COMPOSE["services"][service]
+    period = re.fullmatch(r"(\d+)s", worker["stop_grace_period"])
+    assert period is not None
+    assert int(period[1]) > float(worker["environment"]["MEDIC_STOP_GRACE_SECONDS"])
+
+
+@pytest.mark.parametrize("seconds", [None, "0", "50"])
+def test_medic_serve_waits_longer_for_a_worker_than_the_worker_for_its_job(
+    seconds: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEDIC_STOP_GRACE_SECONDS", raising=False)
+    if seconds is not None:
+        monkeypatch.setenv("MEDIC_STOP_GRACE_SECONDS", seconds)
+    assert stop_grace(os.environ) == Settings().stop_grace_seconds + 10
+
+
+def test_the_image_starts_celery_as_medic_serve_does() -> None:
+    commands = re.findall(r"^CMD (\[.+?\])$", dockerfile("worker").replace("\\\n", ""), re.MULTILINE)
+    assert [json.loads(command) for command in commands] == [list(CELERY_WORKER[1:])]
+
+
+def test_the_client_may_import_no_module_of_jobs_but_its_models() -> None:
+    forbidden = PYPROJECT["tool"]["importlinter"]["contracts"][-1]["forbidden_modules"]
+    assert {name for name in forbidden if name.startswith("jobs.")} == {*modules("jobs")} - {"jobs", "jobs.models"}
+
+
 def test_every_target_that_is_spoken_of_exists() -> None:
     texts = [(ROOT / name).read_text() for name in ("README.md", ".ci/run")]
     named = {target for text in texts for target in re.findall(r"(?:^|`)make ([a-z-]+)(?=`|$| +#)", text, re.MULTILINE)}
@@ -197,7 +234,9 @@ def test_every_target_that_is_spoken_of_exists() -> None:
         assert make(target).returncode == 0, make(target).stderr
 
 
-@pytest.mark.parametrize("target", ["demo", "serve", "test", "lint", "bench", "bench-real", "bench-upload"])
+@pytest.mark.parametrize(
+    "target", ["demo", "serve", "test", "lint", "bench", "bench-real", "bench-upload", "bench-architectures"]
+)
 def test_a_target_installs_once_and_again_when_versions_change(target: str) -> None:
     assert "pip install" not in make("--assume-old", ".venv/installed", target).stdout
     assert "pip install" in make("--assume-new", "constraints.txt", target).stdout

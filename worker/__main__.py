@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
 
+from pydantic import ValidationError
+
 from jobs.errors import JobsError
-from jobs.queue import NoQueue
 from jobs.sweeper import sweep_forever
+from worker.process import set_on_signal
 from worker.resources import Resources, resources
 from worker.run import run
 
@@ -22,7 +25,7 @@ def poll(opened: Resources) -> None:
         try:
             for job_id in opened.jobs.claimable(limit=1):
                 run(job_id, jobs=opened.jobs, supervise=opened.supervise)
-        except JobsError as error:
+        except (JobsError, OSError) as error:
             log.warning("%s", error)
         opened.stopping.wait(opened.settings.poll_seconds)
 
@@ -30,12 +33,15 @@ def poll(opened: Resources) -> None:
 def main() -> None:
     """Poll until SIGTERM or SIGINT; the running job then goes back to the queue."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
-    opened = resources()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: opened.stopping.set())
+    try:
+        opened = resources()
+    except (ValidationError, JobsError) as error:
+        log.error("the worker does not start: %s", error)
+        sys.exit(os.EX_CONFIG if isinstance(error, ValidationError) else 1)
+    set_on_signal(opened.stopping, signal.SIGTERM, signal.SIGINT)
     sweeper = threading.Thread(
         target=sweep_forever,
-        args=(opened.jobs, opened.artifacts, NoQueue(), opened.settings, opened.stopping),
+        args=(opened.jobs, opened.artifacts, None, opened.settings, opened.stopping),
         daemon=True,
     )
     sweeper.start()

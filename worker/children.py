@@ -20,6 +20,9 @@ from worker.process import PARENT_PID
 
 EVENTS_FD = "MEDIC_EVENTS_FD"
 
+NO_ROOM_STATUS = 75
+"""Exit status of a child that found no room on the disk (``EX_TEMPFAIL``)."""
+
 Reason = Literal["ended", "cancelled", "lease_lost", "deadline", "stalled", "stopped"]
 Event = dict[str, Any]
 

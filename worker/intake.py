@@ -5,7 +5,6 @@ Ends with 0 when ``intake.json`` is written, whatever it says; with anything els
 
 from __future__ import annotations
 
-import errno
 import resource
 import sys
 from collections import Counter
@@ -18,6 +17,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 
 from jobs.models import JobSpec, Problem, Purpose
+from worker.exhaustion import exit_without_room, is_out_of_memory, is_too_large
 from worker.loading.classes import check_enough, check_folders, check_target, missing_classes, settle_class_names
 from worker.loading.fit import check_fit, suggestions
 from worker.loading.images import Layout, read_images, read_layout
@@ -38,8 +38,6 @@ from worker.task import (
     prepared_suspect,
 )
 
-_NO_ROOM = frozenset({errno.ENOMEM, errno.EFBIG})
-
 
 class Findings:
     """What has been found so far, and every reason against it."""
@@ -59,8 +57,8 @@ class Findings:
                 problem if problem.pointer else problem.model_copy(update={"pointer": pointer})
                 for problem in refusal.problems
             ]
-        except (MemoryError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+        except Exception as error:
+            if not (is_out_of_memory(error) or is_too_large(error)):
                 raise
             detail = "Reading it takes more memory or disk than one job may have. Send a smaller file."
             self.problems.append(Problem(code="input_too_large", detail=detail, pointer=pointer))
@@ -72,10 +70,11 @@ def main(arguments: Sequence[str]) -> None:
     (folder,) = map(Path, arguments)
     task = Task.model_validate_json((folder / TASK_FILE).read_bytes())
     limit_resources(task.limits)
-    found = inspect(task, folder)
-    temporary = folder / f".{INTAKE_FILE}"
-    temporary.write_text(found.model_dump_json(), encoding="utf-8")
-    temporary.replace(folder / INTAKE_FILE)  # half an answer is never seen
+    with exit_without_room():
+        found = inspect(task, folder)
+        temporary = folder / f".{INTAKE_FILE}"
+        temporary.write_text(found.model_dump_json(), encoding="utf-8")
+        temporary.replace(folder / INTAKE_FILE)  # half an answer is never seen
 
 
 def limit_resources(limits: IntakeLimits) -> None:
@@ -103,7 +102,6 @@ def inspect(task: Task, folder: Path) -> Intake:
         num_classes=model.outputs,
         container=model.container,
         inputs=findings.inputs,
-        suggested_architectures=model.suggested,
         warnings=tuple(findings.warnings),
         problems=tuple(findings.problems),
     )
@@ -116,7 +114,6 @@ def inspect(task: Task, folder: Path) -> Intake:
 class _Model:
     container: Container | None = None
     outputs: int | None = None
-    suggested: tuple[str, ...] = ()
 
 
 def _take_model(task: Task, folder: Path, findings: Findings) -> _Model:
@@ -126,11 +123,13 @@ def _take_model(task: Task, folder: Path, findings: Findings) -> _Model:
         save_tensors(dict(weights.tensors), prepared_suspect(folder))
     if weights is None:
         return _Model()
-    findings.inputs["model"] = InputFindings(format=weights.container.format, tensors=len(weights.tensors))
+    seen = InputFindings(format=weights.container.format, tensors=len(weights.tensors))
+    findings.inputs["model"] = seen
     findings.warnings += weights.warnings
     with findings.gathering("/model/architecture"):
         return _Model(weights.container, check_fit(weights, task.spec.model))
-    return _Model(weights.container, suggested=suggestions(weights))
+    findings.inputs["model"] = seen.model_copy(update={"suggested_architectures": suggestions(weights)})
+    return _Model(weights.container)
 
 
 # --- the data --------------------------------------------------------------------------------------------------------

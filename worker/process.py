@@ -1,4 +1,4 @@
-"""What every child process of the supervisor does first."""
+"""What processes of the worker do about their parents and about signals."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 
 PARENT_PID = "MEDIC_PARENT_PID"
 """Environment variable in which the supervisor tells a child its process id."""
 
 _PR_SET_PDEATHSIG = 1
+
+
+def set_on_signal(event: threading.Event, *numbers: signal.Signals) -> None:
+    """Set ``event`` when one of the signals comes.
+
+    From a thread: a handler that set it itself would wait for ever where the main thread is just looking at it.
+    """
+    for number in numbers:
+        signal.signal(number, lambda *_: threading.Thread(target=event.set).start())
 
 
 def die_with_parent() -> None:

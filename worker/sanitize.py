@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -73,15 +74,17 @@ def sanitize(
         with _timed(seconds, "baseline"):
             advance("baseline", None)
             data = _prepare(task, intake, task_dir, device)
-            if problems := problems_with(data.suspect.model, data.train, num_classes=len(intake.class_names)):
+            alive = partial(advance, "baseline", None)
+            problems = problems_with(data.suspect.model, data.train, num_classes=len(intake.class_names), alive=alive)
+            if problems:
                 return _refused([Problem(code=each.code, detail=each.detail) for each in problems])
-            before = _evaluate(data.suspect.model, data, intake.class_names)
+            before = _evaluate(data.suspect.model, data, intake.class_names, alive)
         with _timed(seconds, "clone"):
             advance("clone", None)
             clone, history = _repair(task, data, checkpoint, advance)
         with _timed(seconds, "evaluate"):
             advance("evaluate", None)
-            after = _evaluate(clone, data, intake.class_names)
+            after = _evaluate(clone, data, intake.class_names, partial(advance, "evaluate", None))
     except MedicError as error:
         return _refused([Problem(code=error.code, detail=each) for each in error.problems])
     out = task_dir / OUT_FOLDER
@@ -132,10 +135,11 @@ def _prepare(task: Task, intake: Intake, task_dir: Path, device: torch.device) -
     )
 
 
-def _evaluate(model: nn.Module, data: Prepared, class_names: tuple[str, ...]) -> Evaluation:
-    count = len(class_names)
-    clean = confusion_matrix(model, data.test, num_classes=count)
-    triggered = confusion_matrix(model, data.triggered, num_classes=count) if data.triggered else None
+def _evaluate(model: nn.Module, data: Prepared, class_names: tuple[str, ...], alive: Callable[[], None]) -> Evaluation:
+    def confusion(images: Batches) -> Tensor:
+        return confusion_matrix(model, images, num_classes=len(class_names), alive=alive)
+
+    clean, triggered = confusion(data.test), confusion(data.triggered) if data.triggered else None
     return reporting.evaluation(clean, triggered, class_names=class_names, target=data.target)
 
 

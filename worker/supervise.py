@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.artifacts import ArtifactStore
+from jobs.artifacts import NO_ROOM, ArtifactStore
 from jobs.claims import (
     Cancelled,
     CheckpointRecord,
@@ -26,14 +27,23 @@ from jobs.claims import (
     Released,
     Succeeded,
 )
-from jobs.errors import BlobMissingError, JobsError, StorageFullError
+from jobs.errors import BlobMissingError, DatabaseUnavailableError, JobsError, StorageFullError
 from jobs.models import Artifact, Failure, FailureClass, Phase, Progress, Purpose
 from jobs.settings import Settings
 from jobs.store import JobStore
-from worker.children import Ended, Event, Watch, run_child
+from worker.children import NO_ROOM_STATUS, Ended, Event, Watch, run_child
 from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, Inputs, Intake, Result, Task
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+INTAKE_TIMEOUT = Failure(
+    code="intake_timeout",
+    error_class="timeout",
+    message="Reading the inputs took longer than one job may take for it: send fewer or smaller images.",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Supervisor:
     stopping: threading.Event
 
     def __call__(self, claim: Claim) -> Outcome | None:
-        """Run ``claim`` to an outcome, None when another worker has it by now; no fault of the job raises."""
+        """Run ``claim`` to an outcome, None when another worker has it by now; no fault of job or disk raises."""
         watch = Watch(
             deadline=time.monotonic() + claim.seconds_left,
             stopping=self.stopping,
@@ -66,6 +76,9 @@ class Supervisor:
             outcome = Failed(failure("input_missing", "infrastructure", str(error)))
         except StorageFullError as error:
             outcome = Crashed(failure("storage_full", "resource", str(error), retryable=True))
+        except OSError as error:
+            code = "storage_full" if error.errno in NO_ROOM else "storage_unavailable"
+            outcome = Crashed(failure(code, "infrastructure", f"The worker's disk: {error}", retryable=True))
         return None if watch.lease_lost.is_set() else outcome
 
     @contextmanager
@@ -154,7 +167,8 @@ class _Run:
         """Relay a child's progress, and make its checkpoint safe before it goes on."""
         if path := event.get("checkpoint"):
             blob = self.supervisor.artifacts.put_file(Path(path))
-            kept = self.supervisor.jobs.save_checkpoint(self.claim, CheckpointRecord(blob.sha256, event["epoch"]))
+            record = CheckpointRecord(blob.sha256, event["epoch"])
+            kept = self._patiently(lambda: self.supervisor.jobs.save_checkpoint(self.claim, record))
             Path(path).unlink()
             if self.watch.stopping.is_set():
                 self.watch.safe.set()
@@ -165,8 +179,22 @@ class _Run:
             self._advance(event["phase"], Progress.model_validate(progress) if progress else None)
 
     def _advance(self, phase: Phase, progress: Progress | None = None) -> None:
-        if not self.supervisor.jobs.advance(self.claim, phase=phase, progress=progress):
-            log.info("job %s: progress refused", self.claim.job_id)  # cancelling, or lost: the next beat says which
+        try:
+            if not self.supervisor.jobs.advance(self.claim, phase=phase, progress=progress):
+                log.info("job %s: progress refused", self.claim.job_id)  # cancelling, or lost: the next beat says which
+        except JobsError as error:
+            log.warning("job %s: progress not shown: %s", self.claim.job_id, error)  # it is only for display
+
+    def _patiently(self, write: Callable[[], bool]) -> bool:
+        """Write what must not be missing; wait while the database is away, as long as the job has any time left."""
+        while True:
+            try:
+                return write()
+            except DatabaseUnavailableError as error:
+                if self.watch.reason_to_end(time.monotonic(), stall_seconds=math.inf):
+                    raise
+                log.warning("job %s: %s; trying again", self.claim.job_id, error)
+                time.sleep(RETRY_SECONDS)
 
     def _fetched(self, sha256: str) -> Path:
         """Where an input can be read, once its bytes are shown to be those that were uploaded."""
@@ -183,9 +211,8 @@ class _Run:
             )
             for role, record in intake.inputs.items()
         }
-        self.supervisor.jobs.inspected(
-            self.claim, Inspection(num_classes=intake.num_classes, inputs=found, warnings=tuple(intake.warnings))
-        )
+        inspection = Inspection(num_classes=intake.num_classes, inputs=found, warnings=tuple(intake.warnings))
+        self._patiently(lambda: self.supervisor.jobs.inspected(self.claim, inspection))
 
     def _bad_end(self, ended: Ended, child: str) -> Outcome | None:
         """The outcome of a child that did not end well by itself, None for one that did."""
@@ -196,11 +223,18 @@ class _Run:
                 return Released()
             case "deadline":
                 return Failed(failure("deadline_exceeded", "timeout", "The job did not end before its deadline."))
+            case "stalled" if child == "intake":
+                return Failed(INTAKE_TIMEOUT)
             case "stalled":
                 message = f"The {child} process made no progress for too long and was ended."
                 return Crashed(failure("stalled", "timeout", message, retryable=True))
             case "ended" if ended.returncode == 0:
                 return None
+        if ended.returncode == NO_ROOM_STATUS:
+            message = f"The disk of the worker has no room for what the {child} process writes."
+            return Crashed(failure("storage_full", "resource", message, retryable=True))
+        if ended.returncode == -signal.SIGXCPU:
+            return Failed(INTAKE_TIMEOUT)
         if ended.returncode < 0:
             message = f"The {child} process was killed by {signal.Signals(-ended.returncode).name}."
             return Crashed(failure(f"{child}_killed", "resource", message, retryable=True))

@@ -12,7 +12,7 @@ from jobs.queue import open_queue
 from jobs.settings import Settings
 from jobs.store import open_store
 from jobs.sweeper import sweep_forever
-from worker.process import die_with_parent
+from worker.process import die_with_parent, set_on_signal
 
 
 def main() -> None:
@@ -21,8 +21,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     settings = Settings()
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    set_on_signal(stopping, signal.SIGTERM, signal.SIGINT)
     sweep_forever(open_store(settings), open_artifacts(settings), open_queue(settings), settings, stopping)
 
 

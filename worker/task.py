@@ -31,7 +31,7 @@ class IntakeLimits(Record):
     """What intake refuses as too large, and what the kernel denies it should a parser misbehave all the same."""
 
     address_space_bytes: int = Field(default=12 * _GIB, gt=0, description="Importing torch alone takes 4 GiB of it.")
-    cpu_seconds: int = Field(default=600, gt=0)
+    cpu_seconds: int = Field(default=1800, gt=0)
     written_file_bytes: int = Field(default=16 * _GIB, gt=0)
     open_files: int = Field(default=256, gt=0)
     tensor_bytes: int = Field(default=8 * _GIB, gt=0, description="Of all tensors of a model together.")
@@ -84,6 +84,9 @@ class InputFindings(Record):
     format: str
     samples: int | None = None
     tensors: int | None = None
+    suggested_architectures: tuple[str, ...] = Field(
+        default=(), description="Those whose shapes fit, when the one that was named does not."
+    )
     per_class: dict[str, int] = Field(default={})
 
 
@@ -94,9 +97,6 @@ class Intake(Record):
     num_classes: int | None = None
     container: Container | None = None
     inputs: dict[Purpose, InputFindings] = Field(default={})
-    suggested_architectures: tuple[str, ...] = Field(
-        default=(), description="Those whose shapes fit, when the one that was named does not."
-    )
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 

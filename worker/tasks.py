@@ -10,11 +10,12 @@ from typing import Any
 
 from celery import bootsteps
 from celery.signals import worker_process_init, worker_shutting_down
+from pydantic import ValidationError
 
 from jobs.models import JobId
 from jobs.queue import RUN_JOB, celery_app
 from jobs.settings import Settings
-from worker.process import PARENT_PID
+from worker.process import PARENT_PID, set_on_signal
 from worker.resources import resources
 from worker.run import run
 
@@ -24,9 +25,14 @@ SWEEPER_CHECK_SECONDS = 2.0
 
 
 def _broker_url() -> str:
-    broker = Settings().broker_url
+    try:
+        broker = Settings().broker_url
+    except ValidationError as error:
+        sys.stderr.write(f"the worker does not start: {error}\n")
+        sys.exit(os.EX_CONFIG)
     if broker is None:
-        raise SystemExit("MEDIC_BROKER_URL is not set. Without a broker, start `python -m worker`, which polls.")
+        sys.stderr.write("MEDIC_BROKER_URL is not set. Without a broker, start `python -m worker`, which polls.\n")
+        sys.exit(os.EX_CONFIG)
     return broker.get_secret_value()
 
 
@@ -43,7 +49,7 @@ def run_job(job_id: str) -> None:
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _hear_of_the_end(**_: Any) -> None:
     """In a process of the pool: give the running job back when the worker has to end."""
-    signal.signal(DRAIN, lambda *_: resources().stopping.set())
+    set_on_signal(resources().stopping, DRAIN)
 
 
 class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -55,6 +61,8 @@ class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Listen for the worker's shutdown."""
 
         def drain(**_: Any) -> None:
+            if worker.pool is None:  # a cold shutdown: the pool is gone already, and the leases run out
+                return
             for process in worker.pool.info["processes"]:
                 os.kill(process, DRAIN)
 

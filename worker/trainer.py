@@ -14,6 +14,7 @@ from jobs.models import Failure, Phase
 from medic_core.removal import Progress
 from medic_core.removal.training import State
 from worker.children import Events
+from worker.exhaustion import exit_without_room, is_out_of_memory
 from worker.process import die_with_parent
 from worker.sanitize import sanitize
 from worker.task import INTAKE_FILE, RESULT_FILE, TASK_FILE, Intake, Result, Task
@@ -48,24 +49,24 @@ class FileCheckpoint:
 
 
 class ProgressRelay:
-    """Tells the supervisor about phases and steps, the latter at most twice a second."""
+    """Tells the supervisor of every new phase, and at most twice a second of life in it."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
+        self._phase: Phase | None = None
         self._reported = 0.0
         self._first: tuple[int, float] | None = None
 
     def __call__(self, phase: Phase, progress: Progress | None) -> None:
-        """Report a phase, or how far it has come."""
-        if progress is None:
-            self._events.send({"phase": phase})
-            return
+        """Report a phase, and how far it has come where that is known."""
         now = time.monotonic()
-        self._first = self._first or (progress.step, now)
-        if now < self._reported + REPORT_SECONDS and progress.step < progress.total_steps:
+        if progress is not None:
+            self._first = self._first or (progress.step, now)
+        ended = progress is not None and progress.step == progress.total_steps
+        if phase == self._phase and now < self._reported + REPORT_SECONDS and not ended:
             return
-        self._reported = now
-        self._events.send({"phase": phase, "progress": self._described(progress, now)})
+        self._phase, self._reported = phase, now
+        self._events.send({"phase": phase, "progress": self._described(progress, now) if progress else None})
 
     def _described(self, progress: Progress, now: float) -> dict[str, float | None]:
         first_step, since = self._first or (0, now)
@@ -90,7 +91,7 @@ def train(task_dir: Path) -> Result:
     """Run the task in ``task_dir``; running out of memory is a result like any other."""
     task = Task.model_validate_json((task_dir / TASK_FILE).read_bytes())
     intake = Intake.model_validate_json((task_dir / INTAKE_FILE).read_bytes())
-    torch.set_num_threads(task.threads or os.cpu_count() or 1)
+    torch.set_num_threads(task.threads or len(os.sched_getaffinity(0)))
     events = Events()
     try:
         return sanitize(
@@ -102,13 +103,15 @@ def train(task_dir: Path) -> Result:
             advance=ProgressRelay(events),
         )
     except torch.OutOfMemoryError as error:
-        return _out_of_memory("gpu_out_of_memory", str(error))
-    except MemoryError as error:
-        return _out_of_memory("out_of_memory", str(error))
+        return _out_of_memory("gpu_out_of_memory", error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _out_of_memory("out_of_memory", error)
 
 
-def _out_of_memory(code: str, detail: str) -> Result:
-    message = f"The trainer ran out of memory: a smaller batch_size needs less. {detail}"
+def _out_of_memory(code: str, error: Exception) -> Result:
+    message = f"The trainer ran out of memory: a smaller batch_size needs less. {error}"
     return Result(failure=Failure(code=code, error_class="resource", message=message, retryable=True))
 
 
@@ -117,8 +120,9 @@ def main() -> None:
     die_with_parent()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     task_dir = Path(sys.argv[1])
-    result = train(task_dir)
-    (task_dir / RESULT_FILE).write_text(result.model_dump_json())
+    with exit_without_room():
+        result = train(task_dir)
+        (task_dir / RESULT_FILE).write_text(result.model_dump_json())
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def test_the_first_start_shows_a_key_and_later_ones_do_not(tmp_path: Path) -> No
 def test_a_malformed_setting_stops_the_start(tmp_path: Path, setting: dict[str, str]) -> None:
     environment = {**os.environ, "MEDIC_DATA_DIR": str(tmp_path), **setting}
     ended = subprocess.run([sys.executable, "-m", "api"], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1
+    assert ended.returncode == os.EX_CONFIG
     assert "does not start" in ended.stderr
     assert "Traceback" not in ended.stderr
 

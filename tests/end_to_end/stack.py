@@ -18,13 +18,13 @@ import psutil
 
 from jobs.models import DataSpec, FileId, Job, JobId, JobSpec, ModelSpec, TriggeredSpec
 from medic_client.client import MedicClient
+from medic_client.supervise import API, CELERY_WORKER, POLLING_WORKER
 from medic_core.config import MedicConfig, Preprocessing
 from tests.end_to_end.tiny import ARCHITECTURE, TARGET
 
 KEY = "mdk_test_" + "0123456789abcdef" * 4
-POLLING = ("-m", "worker")
-CELERY = ("-m", "celery", "-A", "worker.tasks", "worker", "-c", "1", "--loglevel", "INFO")
-API = ("-m", "api")
+POLLING = POLLING_WORKER
+CELERY = CELERY_WORKER
 
 
 @dataclass

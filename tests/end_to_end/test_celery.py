@@ -8,18 +8,19 @@ from pathlib import Path
 from jobs.models import JobSpec, Progress, Purpose
 from medic_client.client import MedicClient
 from tests.end_to_end.stack import CELERY, POLLING, digests, stack, wait_ended, wait_for
-from tests.servers import RunningRedis, free_port, redis_server
+from tests.servers import RunningRedis, empty_database, free_port, redis_server
 
 NOTHING = Progress(fraction=0, step=0, total_steps=1)
 
 
-def test_a_job_runs_through_celery_and_gives_what_the_embedded_default_gives(
-    running_redis: RunningRedis, inputs: Path, tmp_path: Path
+def test_a_job_runs_through_celery_and_postgresql_and_gives_what_the_embedded_default_gives(
+    running_redis: RunningRedis, postgresql_url: str, inputs: Path, tmp_path: Path
 ) -> None:
+    scaled = {"MEDIC_BROKER_URL": running_redis.url, "MEDIC_DATABASE_URL": empty_database(postgresql_url)}
     with stack(tmp_path / "embedded", inputs) as embedded, embedded.api() as client:
         embedded.start(*POLLING)
         expected = digests(client, wait_ended(client, client.sanitize(embedded.spec()).id))
-    with stack(tmp_path / "celery", inputs, MEDIC_BROKER_URL=running_redis.url) as service, service.api() as client:
+    with stack(tmp_path / "celery", inputs, **scaled) as service, service.api() as client:
         worker = service.start(*CELERY)
         job = wait_ended(client, client.sanitize(service.spec()).id)
         assert job.status == "succeeded"

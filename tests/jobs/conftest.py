@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
 from pydantic import SecretStr
 
 from jobs.database import open_engine
 from jobs.settings import Settings
 from jobs.store import JobStore
+from tests.servers import empty_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -20,9 +20,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     if request.param == "sqlite":
         return Settings(data_dir=tmp_path)
     url: str = request.getfixturevalue("postgresql_url")
-    with psycopg.connect(url) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
+    empty_database(url)
     return Settings(data_dir=tmp_path, database_url=SecretStr(url))
 
 

@@ -22,8 +22,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medic_client import supervise as supervising
 from medic_client.demo import curl_lines
-from medic_client.supervise import CELERY_WORKER, POLLING_WORKER, worker_arguments
+from medic_client.supervise import (
+    CELERY_WORKER,
+    POLLING_WORKER,
+    RETRY_SECONDS,
+    GaveUpError,
+    supervise,
+    worker_arguments,
+)
 from tests.end_to_end.tiny import ARCHITECTURE, TARGET, make_inputs
 from tests.servers import free_port
 
@@ -128,13 +136,80 @@ def test_the_children_die_with_a_service_that_is_killed(tmp_path):
         assert all_gone(children, 5)
 
 
-def test_a_service_that_cannot_start_says_why_and_ends_with_5(tmp_path):
-    settings = environment(tmp_path, MEDIC_PORT="not a port")
+@pytest.mark.parametrize(
+    ("setting", "value"), [("MEDIC_PORT", "not a port"), ("MEDIC_API_KEY", "secret"), ("MEDIC_STOP_GRACE_SECONDS", "")]
+)
+def test_a_service_whose_settings_do_not_hold_says_why_and_ends_at_once_with_5(tmp_path, setting, value):
     command = [sys.executable, "-m", "medic_client.main", "serve"]
-    ended = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
+    settings = environment(tmp_path, **{setting: value})
+    ended = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 5
-    assert "MEDIC_PORT" in ended.stderr or "port" in ended.stderr
-    assert "does not stay up" in ended.stderr
+    assert setting.removeprefix("MEDIC_").lower().replace("_", " ") in ended.stderr.lower().replace("_", " ")
+    assert ended.stderr.count("ended with status 78") == ended.stderr.count("does not stay up") == 1
+
+
+PROGRAM = """
+import os, pathlib, signal, sys
+starts, stays_up_at, status = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+starts.write_text(starts.read_text() + "x")
+if len(starts.read_text()) == stays_up_at:
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
+if status < 0:
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+NEVER = 0
+
+
+@dataclass
+class Program:
+    """Counts its starts in a file, ends with a status, and in the end stays up and asks the supervisor to end."""
+
+    folder: Path
+    name: str
+
+    def arguments(self, *, stays_up_at: int, status: int) -> tuple[str, ...]:
+        (self.folder / self.name).touch()
+        return ("-c", PROGRAM, str(self.folder / self.name), str(stays_up_at), str(status))
+
+    @property
+    def starts(self) -> int:
+        return len((self.folder / self.name).read_text())
+
+
+def test_starts_that_fail_are_repeated_for_a_minute_with_longer_and_longer_waits():
+    assert list(RETRY_SECONDS) == sorted(RETRY_SECONDS)
+    assert 55 <= sum(RETRY_SECONDS) <= 90
+    assert RETRY_SECONDS[0] <= 1
+    assert RETRY_SECONDS[-1] <= 30
+
+
+def test_a_program_that_fails_until_the_last_of_its_starts_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", (0.0,) * len(RETRY_SECONDS))
+    program = Program(tmp_path, "late")
+    supervise(program.arguments(stays_up_at=len(RETRY_SECONDS) + 1, status=1))
+    assert program.starts == len(RETRY_SECONDS) + 1
+
+
+@pytest.mark.parametrize(("status", "starts"), [(1, len(RETRY_SECONDS) + 1), (os.EX_CONFIG, 1)])
+def test_a_program_that_never_stays_up_is_given_up(tmp_path, monkeypatch, status, starts):
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", (0.0,) * len(RETRY_SECONDS))
+    program = Program(tmp_path, "broken")
+    with pytest.raises(GaveUpError):
+        supervise(program.arguments(stays_up_at=NEVER, status=status))
+    assert program.starts == starts
+
+
+@pytest.mark.timeout(60)
+def test_a_program_that_waits_for_its_next_start_holds_up_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", (0.0, 3600.0))
+    waiting, killed = Program(tmp_path, "waiting"), Program(tmp_path, "killed")
+    supervise(
+        waiting.arguments(stays_up_at=NEVER, status=1), killed.arguments(stays_up_at=8, status=-signal.SIGKILL.value)
+    )
+    assert killed.starts == 8
+    assert waiting.starts == 2
 
 
 def test_the_worker_is_celerys_where_there_is_a_broker_and_polls_without():

@@ -51,5 +51,21 @@ def test_what_the_caller_sets_wins_over_the_preset(preset: str, temperature: flo
             assert getattr(config, field) == value
 
 
+@pytest.mark.parametrize(
+    ("architecture", "rate"),
+    [
+        ("medic/vgg11", 1e-3),
+        ("medic/mobilenet_v1", 1e-3),
+        ("medic/resnet16", 1e-3),
+        ("torchvision/resnet50", 1e-3),
+        ("medic/wide_resnet16_1", 1e-2),
+    ],
+)
+def test_preset_paper_trains_the_architectures_of_its_appendix_e7_more_gently(architecture: str, rate: float) -> None:
+    assert expand_preset({"preset": "paper"}, architecture=architecture)["learning_rate"] == rate
+    assert expand_preset({"preset": "authors"}, architecture=architecture)["learning_rate"] == 1e-2
+    assert expand_preset({"preset": "paper", "learning_rate": 0.5}, architecture=architecture)["learning_rate"] == 0.5
+
+
 def test_the_defaults_are_the_default_preset() -> None:
     assert TypeAdapter(MedicConfig).validate_python(expand_preset({})) == MedicConfig()

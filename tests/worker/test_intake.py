@@ -187,7 +187,7 @@ def test_the_wrong_architecture_is_told_apart_key_by_key_with_what_fits(job: Job
     for words in ("missing: 'layer1.", "unexpected: 'block1.", "of another shape: 'bn1.weight: expected (16,)"):
         assert words in problem.detail
     assert ARCHITECTURE in problem.detail
-    assert intake.suggested_architectures == (ARCHITECTURE,)
+    assert intake.inputs["model"].suggested_architectures == (ARCHITECTURE,)
 
 
 def test_no_more_than_twenty_differences_of_a_kind_are_listed(job: Job) -> None:

@@ -38,7 +38,9 @@ def check_fit(weights: Weights, spec: ModelSpec) -> int:
         assumed = outputs or len(spec.class_names or ()) or _ANY_CLASSES
         architecture = find_architecture(spec.architecture, num_classes=assumed, options=spec.options)
     except MedicError as error:
-        raise refused(error.code, f"{error}.", pointer=_POINTER) from error
+        fitting = suggestions(weights)
+        advice = f" What fits these tensors: {', '.join(fitting)}." if fitting else ""
+        raise refused(error.code, f"{error}.{advice}", pointer=_POINTER) from error
     with without_memory():
         expected = architecture.build().state_dict()
     comparison = compare_shapes({name: tuple(tensor.shape) for name, tensor in expected.items()}, weights.shapes())

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from worker.exhaustion import is_out_of_memory
 from worker.loading.formats import SEND_WEIGHTS, ModelFormat, recognise, scan_checkpoint, unsafe_globals
 from worker.loading.refusal import RefusedError, listed, refused
 from worker.loading.safetensors_header import MAX_DIMENSION, MAX_TENSORS, TENSOR_NAME, check_header
@@ -85,7 +86,8 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        _pass_on_memory_error(error)
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         raise refused("model_header_invalid", f"The safetensors file is not valid: {error}. {SEND_WEIGHTS}") from error
 
 
@@ -99,13 +101,9 @@ def _load_checkpoint(path: Path, kind: ModelFormat) -> object:
     except MemoryError:
         raise
     except Exception as error:
-        _pass_on_memory_error(error)
+        if is_out_of_memory(error):
+            raise MemoryError(str(error)) from error
         raise _refusal_of_checkpoint(path, kind, error) from error
-
-
-def _pass_on_memory_error(error: Exception) -> None:
-    if "allocate memory" in str(error):  # neither library has an error class for it
-        raise MemoryError(str(error)) from error
 
 
 def _refusal_of_checkpoint(path: Path, kind: ModelFormat, error: Exception) -> RefusedError:

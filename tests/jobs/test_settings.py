@@ -1,0 +1,32 @@
+"""A malformed setting stops the start, by its name."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from jobs.settings import Settings
+
+MALFORMED = {
+    "MEDIC_DATABASE_URL": "not a url",
+    "MEDIC_LEASE_SECONDS": "soon",
+    "MEDIC_PORT": "70000",
+    "MEDIC_DEVICE": "tpu",
+    "MEDIC_UPLOAD_LIMIT_BYTES": "0",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [*MALFORMED.items(), ("MEDIC_DATABASE_URL", "mysql://h/d")])
+def test_a_malformed_value_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    assert [error["loc"][0] for error in refused.value.errors()] == [name.removeprefix("MEDIC_").lower()]
+
+
+def test_one_machine_needs_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in MALFORMED:
+        monkeypatch.delenv(name, raising=False)
+    settings = Settings()
+    assert (settings.database_url, settings.broker_url, settings.host) == (None, None, "127.0.0.1")
+    assert settings.data_dir.is_absolute()

@@ -1,0 +1,98 @@
+"""Whatever a child does, it ends, and how it ended is known."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from worker.children import Ended, Event, Watch, run_child
+
+STUB = "tests.worker.stub_child"
+
+
+def watch(*, seconds: float = 60, grace: float = 60) -> Watch:
+    return Watch(deadline=time.monotonic() + seconds, stopping=threading.Event(), grace_seconds=grace)
+
+
+def child_that(folder: Path, *actions: tuple[str, Any], over: Watch | None = None, **settings: Any) -> Ended:
+    (folder / "task.json").write_text(json.dumps(actions))
+    return run_child(STUB, folder, **{"watch": over or watch(), "stall_seconds": 60, "on_event": ignore, **settings})
+
+
+def ignore(_: Event) -> None:
+    pass
+
+
+@pytest.mark.parametrize("status", [0, 1, 75])
+def test_a_child_that_ends_by_itself_is_known_by_its_status(status: int, tmp_path: Path) -> None:
+    assert child_that(tmp_path, ("exit", status)) == Ended("ended", status)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_child_that_dies_by_a_signal_is_known_by_it(number: signal.Signals, tmp_path: Path) -> None:
+    assert child_that(tmp_path, ("signal", number)) == Ended("ended", -number)
+
+
+@pytest.mark.parametrize("before", [[], [("ignore_sigterm", None)], [("close_events", None)]])
+def test_a_child_that_hangs_is_killed_once_it_has_stalled(before: list[tuple[str, Any]], tmp_path: Path) -> None:
+    assert child_that(tmp_path, *before, ("hang", None), stall_seconds=1.5) == Ended("stalled", -signal.SIGKILL)
+
+
+def test_a_child_that_reports_has_not_stalled(tmp_path: Path) -> None:
+    heard: list[Event] = []
+
+    def slowly(event: Event) -> None:
+        time.sleep(0.4)
+        heard.append(event)
+
+    events = [("send", {"number": number}) for number in range(5)]
+    assert child_that(tmp_path, *events, ("exit", 0), stall_seconds=1.5, on_event=slowly) == Ended("ended", 0)
+    assert heard == [{"number": number} for number in range(5)]
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "lease_lost"])
+def test_a_child_ends_at_once_when_nobody_wants_its_work(reason: str, tmp_path: Path) -> None:
+    over = watch()
+    threading.Timer(0.5, getattr(over, reason).set).start()
+    began = time.monotonic()
+    assert child_that(tmp_path, ("ignore_sigterm", None), ("hang", None), over=over) == Ended(reason, -signal.SIGKILL)
+    assert time.monotonic() - began < 5
+
+
+def test_a_child_does_not_outlive_its_deadline(tmp_path: Path) -> None:
+    assert child_that(tmp_path, ("hang", None), over=watch(seconds=0.5)) == Ended("deadline", -signal.SIGKILL)
+
+
+def test_a_worker_that_has_to_end_waits_for_a_checkpoint_but_not_longer_than_its_grace(tmp_path: Path) -> None:
+    safe, late = watch(), watch(grace=0.5)
+    safe.stopping.set()
+    late.stopping.set()
+    checkpoint = ("send", {"checkpoint": "kept"})
+    kept = child_that(tmp_path, checkpoint, ("hang", None), over=safe, on_event=lambda _: safe.safe.set())
+    assert kept == Ended("stopped", -signal.SIGKILL)
+    assert child_that(tmp_path, ("hang", None), over=late) == Ended("stopped", -signal.SIGKILL)
+
+
+def test_what_a_child_leaves_behind_dies_with_it(tmp_path: Path) -> None:
+    assert child_that(tmp_path, ("spawn", None), ("exit", 0)).returncode == 0
+    grandchild = int((tmp_path / "grandchild").read_text())
+    end = time.monotonic() + 5
+    while psutil.pid_exists(grandchild) and psutil.Process(grandchild).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_an_error_of_the_listener_ends_the_child(tmp_path: Path) -> None:
+    def fail(_: Event) -> None:
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        child_that(tmp_path, ("send", {}), ("hang", None), on_event=fail)
+    assert psutil.Process().children() == []

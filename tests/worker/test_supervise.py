@@ -1,0 +1,203 @@
+"""Every end of a child becomes a named outcome, and no trouble of disk or database becomes a lost job."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.artifacts import FolderStore
+from jobs.database import open_engine
+from jobs.errors import DatabaseUnavailableError, StorageFullError
+from jobs.models import DataSpec, Job, JobSpec, ModelSpec
+from jobs.settings import Settings
+from jobs.store import JobStore
+from worker import run as running
+from worker import supervise
+from worker.children import NO_ROOM_STATUS, Ended, Event
+from worker.run import run
+from worker.supervise import Supervisor
+from worker.task import INTAKE_FILE, RESULT_FILE, InputFindings, Intake, Result
+
+WELL = Ended("ended", 0)
+
+
+class House:
+    """A real store and real artifacts with one queued job; children are what a test says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(data_dir=folder, lease_seconds=60)
+        self.jobs = JobStore(open_engine(self.settings))
+        self.artifacts = FolderStore(folder / "blobs")
+        self.stopping = threading.Event()
+        self.supervisor = Supervisor(self.jobs, self.artifacts, self.settings, self.stopping)
+        ids = {purpose: self._file(purpose) for purpose in ("model", "clean")}
+        spec = JobSpec(
+            model=ModelSpec(file_id=ids["model"], architecture="medic/resnet20"),
+            clean_data=DataSpec(file_id=ids["clean"]),
+        )
+        self.job_id = self.jobs.create(spec).id
+
+    def _file(self, purpose: Any) -> Any:
+        blob = self.artifacts.put_bytes(purpose.encode())
+        return self.jobs.add_file(sha256=blob.sha256, size=blob.size, purpose=purpose, filename="f").id
+
+    def run(self, times: int = 1) -> Job:
+        for _ in range(times):
+            run(self.job_id, jobs=self.jobs, supervise=self.supervisor)
+        return self.jobs.get(self.job_id)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    monkeypatch.setattr(supervise, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(running, "RETRY_SECONDS", 0.01)
+    made = House(tmp_path)
+    yield made
+    made.jobs.close()
+
+
+def children(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    intake: Ended = WELL,
+    trainer: Ended = WELL,
+    events: tuple[Event, ...] = (),
+    result: Result | None = None,
+) -> list[str]:
+    """Stand in for the two children; returns the list of those that were started."""
+    started: list[str] = []
+
+    def run_child(module: str, task_dir: Path, *, on_event: Callable[[Event], None], **_: Any) -> Ended:
+        started.append(module)
+        if module == "worker.intake":
+            findings = {"model": InputFindings(format="torch"), "clean": InputFindings(format="zip", samples=9)}
+            intake_found = Intake(class_names=("a", "b"), num_classes=2, inputs=findings)
+            (task_dir / INTAKE_FILE).write_text(intake_found.model_dump_json())
+            return intake
+        for event in events:
+            on_event(event)
+        (task_dir / RESULT_FILE).write_text((result or Result()).model_dump_json())
+        return trainer
+
+    monkeypatch.setattr(supervise, "run_child", run_child)
+    return started
+
+
+ENDS = [
+    ({"intake": Ended("ended", 1)}, "internal_error", 1),
+    ({"intake": Ended("ended", -signal.SIGSEGV)}, "intake_killed", 2),
+    ({"intake": Ended("ended", -signal.SIGXCPU)}, "intake_timeout", 1),
+    ({"intake": Ended("stalled", -signal.SIGKILL)}, "intake_timeout", 1),
+    ({"intake": Ended("ended", NO_ROOM_STATUS)}, "storage_full", 2),
+    ({"trainer": Ended("ended", 1)}, "internal_error", 1),
+    ({"trainer": Ended("ended", -signal.SIGKILL)}, "trainer_killed", 2),
+    ({"trainer": Ended("stalled", -signal.SIGKILL)}, "stalled", 2),
+    ({"trainer": Ended("deadline", -signal.SIGKILL)}, "deadline_exceeded", 1),
+    ({"trainer": Ended("ended", NO_ROOM_STATUS)}, "storage_full", 2),
+    ({}, "internal_error", 1),  # a result without summary and failure
+]
+
+
+@pytest.mark.parametrize(("ends", "code", "attempts"), ENDS)
+def test_every_end_of_a_child_has_its_code_and_only_what_may_pass_is_tried_again(
+    ends: dict[str, Ended], code: str, attempts: int, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children(monkeypatch, **ends)
+    job = house.run(times=3)
+    assert (job.status, job.attempt) == ("failed", attempts)
+    assert job.error is not None
+    assert job.error.code == code
+    assert list((house.settings.data_dir / "work").iterdir()) == []
+
+
+def test_a_worker_that_has_to_end_gives_the_job_back_uncounted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    children(monkeypatch, trainer=Ended("stopped", -signal.SIGKILL))
+    job = house.run(times=3)
+    assert (job.status, job.attempt) == ("queued", 0)
+
+
+def test_of_a_lost_lease_nothing_is_written(house: House) -> None:
+    run(house.job_id, jobs=house.jobs, supervise=lambda _: None)
+    assert house.jobs.get(house.job_id).status == "running"
+
+
+def test_a_job_announced_twice_is_run_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = children(monkeypatch, trainer=Ended("ended", 1))
+    house.run(times=2)
+    assert started == ["worker.intake", "worker.trainer"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "storage_full"),
+        (OSError(errno.EIO, "Input/output error"), "storage_unavailable"),
+        (StorageFullError("no room"), "storage_full"),
+    ],
+)
+def test_trouble_with_the_disk_is_a_named_failure_and_the_worker_lives(
+    error: Exception, code: str, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Ended:
+        raise error
+
+    monkeypatch.setattr(supervise, "run_child", fail)
+    job = house.run(times=2)
+    assert job.error is not None
+    assert (job.status, job.error.code, job.error.retryable) == ("failed", code, True)
+
+
+def test_a_work_folder_that_cannot_be_made_is_a_named_failure(house: House) -> None:
+    (house.settings.data_dir / "work").write_text("in the way")
+    job = house.run(times=2)
+    assert job.error is not None
+    assert job.error.code == "storage_unavailable"
+
+
+@pytest.mark.parametrize("role", ["model", "clean"])
+def test_input_bytes_that_changed_on_disk_are_never_used(
+    role: str, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = children(monkeypatch)
+    claimed = house.jobs.get(house.job_id)
+    sha256 = claimed.model.sha256 if role == "model" else claimed.clean_data.sha256
+    house.artifacts.path(sha256).write_bytes(b"something else")
+    job = house.run()
+    assert job.error is not None
+    assert job.error.code == "input_missing"
+    assert started == []
+
+
+def failing(real: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """``real``, but unavailable at first."""
+    left = [times]
+
+    def call(*args: Any, **settings: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise DatabaseUnavailableError("away")
+        return real(*args, **settings)
+
+    return call
+
+
+@pytest.mark.parametrize("method", ["advance", "inspected", "save_checkpoint", "finish"])
+def test_a_database_that_is_away_for_a_moment_costs_no_attempt(
+    method: str, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = house.settings.data_dir / "checkpoint"
+    checkpoint.write_bytes(b"state")
+    failure = supervise.failure("nan_loss", "user", "as planned")
+    events = ({"phase": "clone", "progress": None}, {"checkpoint": str(checkpoint), "epoch": 1})
+    children(monkeypatch, events=events, result=Result(failure=failure))
+    monkeypatch.setattr(house.jobs, method, failing(getattr(house.jobs, method), 3))
+    job = house.run()
+    assert job.error is not None
+    assert (job.status, job.error.code, job.attempt) == ("failed", "nan_loss", 1)
+    assert not checkpoint.exists()

@@ -1,0 +1,41 @@
+"""Tell a lack of memory or disk from other errors: the libraries have no classes for it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobs.artifacts import NO_ROOM
+from worker.children import NO_ROOM_STATUS
+
+_NO_MEMORY_TEXTS = ("allocate memory", f"os error {errno.ENOMEM})")
+_TOO_LARGE_TEXTS = (f"os error {errno.EFBIG})", "File too large")
+_NO_ROOM_TEXTS = (*(f"os error {number})" for number in NO_ROOM), "No space left", "File too large", "quota exceeded")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the process could not get the memory it asked for."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY_TEXTS)
+
+
+def is_too_large(error: Exception) -> bool:
+    """Whether the process writes more to one file than it may."""
+    return any(text in str(error) for text in _TOO_LARGE_TEXTS)
+
+
+def is_out_of_room(error: Exception) -> bool:
+    """Whether the disk is full, or the process may not write as much."""
+    return any(text in str(error) for text in _NO_ROOM_TEXTS)
+
+
+@contextmanager
+def exit_without_room() -> Iterator[None]:
+    """End the process with a status that says so when the body fails for want of room on the disk."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_room(error):
+            raise
+        sys.exit(NO_ROOM_STATUS)
