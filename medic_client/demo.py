@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def run_demo(service: Service, out: Path, *, as_json: bool) -> None:
 
 def _make_inputs(folder: Path) -> dict[str, Any]:
     arguments = ("-P", "-m", "worker.demo", str(folder))
-    ended = subprocess.run([sys.executable, *arguments], stdout=2, check=False)  # noqa: S603 - our own interpreter
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # waiting threads must not spin on shared cores
+    ended = subprocess.run([sys.executable, *arguments], stdout=2, env=environment, check=False)  # noqa: S603 - our own
     if ended.returncode:
         raise DemoFailedError("the demo's inputs could not be made; what stopped it stands above")
     info: dict[str, Any] = json.loads((folder / "info.json").read_text())

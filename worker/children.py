@@ -102,7 +102,8 @@ def run_child(
         poll_seconds: How often to look.
     """
     reading, writing = os.pipe()
-    environment = {**os.environ, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
+    calm = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait by spinning slow each other down on shared cores
+    environment = {**calm, **os.environ, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
     with open(reading, "rb", buffering=0) as events:  # noqa: PTH123 - a descriptor, not a path
         with _started(module, task_dir, environment, writing) as child:
             reason = _follow(child, events, watch, stall_seconds, on_event, poll_seconds)

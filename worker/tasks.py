@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from jobs.models import JobId
 from jobs.queue import RUN_JOB, celery_app
 from jobs.settings import Settings
-from worker.process import PARENT_PID, set_on_signal
+from worker.process import PARENT_PID, die_with_parent, set_on_signal
 from worker.resources import resources
 from worker.run import run
 
@@ -48,7 +48,8 @@ def run_job(job_id: str) -> None:
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _hear_of_the_end(**_: Any) -> None:
-    """In a process of the pool: give the running job back when the worker has to end."""
+    """In a process of the pool: die with the worker, and give the running job back when it has to end."""
+    die_with_parent()
     set_on_signal(resources().stopping, DRAIN)
 
 
