@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 
 class Settings(BaseSettings):
@@ -47,12 +46,10 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
-        try:
-            backend = make_url(value.get_secret_value()).get_backend_name() if value else "sqlite"
-        except ArgumentError as error:
-            raise ValueError("not a database URL such as postgresql+psycopg://user:password@host/name") from error
-        if backend not in ("sqlite", "postgresql"):
-            raise ValueError(f"{backend} is not supported; sqlite and postgresql are")
+        if value and not re.match(r"(sqlite|postgresql)(\+[a-z0-9]+)?://", value.get_secret_value()):
+            raise ValueError(
+                "not the URL of a SQLite or PostgreSQL database: postgresql+psycopg://user:password@host/name"
+            )
         return value
 
     @field_validator("data_dir")

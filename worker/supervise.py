@@ -70,7 +70,7 @@ class Supervisor:
             grace_seconds=self.settings.stop_grace_seconds,
         )
         try:
-            with self._heartbeat(claim, watch), self._workplace(claim) as task_dir:
+            with self._heartbeat(claim, watch), self._task_folder(claim) as task_dir:
                 outcome = _Run(self, claim, watch, task_dir).outcome()
         except BlobMissingError as error:
             outcome = Failed(failure("input_missing", "infrastructure", str(error)))
@@ -109,7 +109,7 @@ class Supervisor:
             thread.join()
 
     @contextmanager
-    def _workplace(self, claim: Claim) -> Iterator[Path]:
+    def _task_folder(self, claim: Claim) -> Iterator[Path]:
         """Make a folder for this attempt; those that killed attempts at the job left behind are removed."""
         work = self.settings.data_dir / "work"
         work.mkdir(parents=True, exist_ok=True)
