@@ -43,24 +43,37 @@ class Recorded:
     rectified: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Layers to record, in the order of the model's modules.
+
+    Attributes:
+        names: Of the modules.
+        rewritten: Those whose output an in-place operation downstream rewrites, so that a copy must go on instead.
+    """
+
+    names: tuple[str, ...]
+    rewritten: frozenset[str]
+
+
 @contextmanager
-def record_outputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Recorded]]:
+def record_outputs(model: nn.Module, layers: Layers) -> Iterator[dict[str, Recorded]]:
     """Record what ``layers`` put out during the one forward pass that the body of this context makes.
 
-    The model goes on with a copy of each output, so that an in-place operation downstream cannot rewrite the record;
-    gradients flow through it.
+    Where an in-place operation downstream would rewrite a record the model goes on with a copy, through which
+    gradients flow.
 
     Yields:
         Recorded outputs by layer name, filled in while the model runs.
 
     Raises:
-        LayerNotFoundError: A layer does not exist, or its output was not seen exactly once.
+        LayerNotFoundError: A layer does not exist, its output was not seen exactly once, or was rewritten.
     """
     modules = dict(model.named_modules())
-    layers = tuple(layers)
-    if unknown := [name for name in layers if name not in modules]:
+    if unknown := [name for name in layers.names if name not in modules]:
         raise LayerNotFoundError(*(f"the model has no layer {name!r}" for name in unknown))
     records: dict[str, Recorded] = {}
+    versions: dict[str, int] = {}
     handed_on = _RectifiedWatch()
     problems: list[str] = []
 
@@ -70,16 +83,19 @@ def record_outputs(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str
         if not isinstance(output, Tensor):
             problems.append(f"layer {name!r} returned {type(output).__name__}, not a tensor")
             return output
-        records[name] = Recorded(output)
-        return handed_on.watch(output.clone(), records[name])
+        records[name], versions[name] = Recorded(output), output._version
+        return handed_on.watch(output.clone() if name in layers.rewritten else output, records[name])
 
     with ExitStack() as stack:
-        for name in layers:
+        for name in layers.names:
             hook = modules[name].register_forward_hook(lambda _m, _i, output, name=name: keep(name, output))
             stack.callback(hook.remove)
         stack.enter_context(handed_on)
         yield records
-    problems += [f"the output of layer {name!r} was never seen" for name in layers if name not in records]
+    problems += [f"the output of layer {name!r} was never seen" for name in layers.names if name not in records]
+    problems += [
+        f"{name!r} was rewritten in place" for name in records if records[name].output._version != versions[name]
+    ]
     if problems:
         raise LayerNotFoundError(*problems)
 
@@ -104,9 +120,7 @@ class _RectifiedWatch(TorchFunctionMode):
         return result
 
 
-def select_layers(
-    model: nn.Module, chosen: Sequence[str], *, authors: Sequence[str], images: Tensor
-) -> tuple[str, ...]:
+def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[str], images: Tensor) -> Layers:
     """Resolve kinds and names to the layers of ``model``, in the order of its modules.
 
     A kind stands for those layers of its kind that look at the image: some, inside attention, are only parameter
@@ -139,9 +153,22 @@ def select_layers(
     if problems:
         raise LayerNotFoundError(*problems)
     ordered = tuple(name for name in known if name in picked)
-    with torch.no_grad(), record_outputs(model, ordered):  # says which of them do not run once
+    with torch.no_grad(), record_outputs(model, Layers(ordered, frozenset(ordered))):  # says which do not run once
         model(images)
-    return ordered
+    return Layers(ordered, _rewritten(model, ordered, images))
+
+
+def _rewritten(model: nn.Module, names: Sequence[str], images: Tensor) -> frozenset[str]:
+    outputs: dict[str, tuple[Tensor, int]] = {}
+    with ExitStack() as stack:
+        for name in names:
+            hook = model.get_submodule(name).register_forward_hook(
+                lambda _m, _i, output, name=name: outputs.update({name: (output, output._version)})
+            )
+            stack.callback(hook.remove)
+        with torch.no_grad():
+            model(images)
+    return frozenset(name for name, (output, version) in outputs.items() if output._version != version)
 
 
 def _running_layers(model: nn.Module, images: Tensor) -> set[str]:
@@ -179,7 +206,7 @@ def channel_axis(layer: nn.Module) -> Literal[1, -1]:
 
 def layer_statistics(
     model: nn.Module,
-    layers: Sequence[str],
+    layers: Layers,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     kind: Literal["per_channel", "per_neuron"],
@@ -193,7 +220,7 @@ def layer_statistics(
 
     Args:
         model: In eval mode.
-        layers: Names of the layers.
+        layers: What to measure.
         batches: Images as the model takes them, and labels (unused).
         kind: Which of the two.
     """
@@ -206,12 +233,12 @@ def layer_statistics(
         with torch.no_grad(), record_outputs(model, layers) as records:
             model(images)
         seen += len(images)
-        for name in layers:
+        for name in layers.names:
             first, second = _moments(records[name].output, channel_axis(modules[name]), kind)
             before = sums.get(name)
             sums[name] = (before[0] + first, before[1] + second) if before else (first, second)
     finish = _authors_statistics if kind == "per_channel" else _population_statistics
-    return {name: finish(*sums[name], seen) for name in layers}
+    return {name: finish(*sums[name], seen) for name in layers.names}
 
 
 def _moments(output: Tensor, axis: int, kind: str) -> tuple[Tensor, Tensor]:

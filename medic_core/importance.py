@@ -2,39 +2,86 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
+from medic_core.activations import Statistics
 
-def neuron_importance(activation: Tensor, gradient: Tensor, *, temperature: float) -> Tensor:
+EPSILON = 1e-5
+"""Beside σ, where the activation is standardised."""
+
+
+def neuron_importance(activation: Tensor, impact: Tensor) -> Tensor:
     """Weigh each neuron by how strongly it fires and how much the loss depends on it (Eq. 4).
 
     Args:
-        activation: Standardised output of one layer, ``(f* − μ) / σ`` of Eq. 2, ``(batch, *neurons)``.
-        gradient: Loss gradient at that output times σ, signed or by magnitude (Eq. 3), same shape.
-        temperature: τ, above 0; larger puts the weight on fewer neurons.
+        activation: ``τ (f* − μ) / σ`` of Eq. 2, the logits of the first softmax, ``(batch, *neurons)``.
+        impact: ``τ σ ∂L/∂f*`` of Eq. 3, signed or its magnitude, the logits of the second; same shape.
 
     Returns:
         Weights of the same shape, not negative; one sample's weights sum to at most 1.
     """
-    fires = (temperature * activation).flatten(1).softmax(dim=1)
-    matters = (temperature * gradient).flatten(1).softmax(dim=1)
-    return (fires * matters).sqrt().view_as(activation)
+    fires = activation.flatten(1).softmax(dim=1)
+    matters = impact.flatten(1).softmax(dim=1)
+    return fires.mul_(matters).sqrt_().view_as(activation)
 
 
-def cloning_loss(taught: Tensor, cloned: Tensor, importance: Tensor, *, std: Tensor) -> Tensor:
-    """Weighted squared distance of one layer's outputs in units of σ (Eq. 1).
+@dataclass(frozen=True)
+class CloningLoss:
+    """One layer's part of Eq. 1 for one batch, with its gradient, which is linear in what is at hand anyway.
+
+    Attributes:
+        value: Scalar: summed over neurons, averaged over the batch.
+        gradient: Of λ times ``value`` by the clone's output, same shape.
+        mass: Scalar: the weights of a sample, summed, averaged over the batch.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    mass: Tensor
+
+
+def cloning_loss(
+    output: Tensor,
+    gradient: Tensor,
+    taught: Tensor,
+    cloned: Tensor,
+    statistics: Statistics,
+    *,
+    temperature: float,
+    magnitude: bool,
+    weight: float,
+) -> CloningLoss:
+    """Weighted squared distance of suspect and clone at one layer, in units of σ (Eq. 1 to 4).
+
+    No autograd graph is built: the weights are constants, so the gradient by the clone is ``−2 w (f* − f) / σ²``.
 
     Note:
         Algorithm 1 sums over the batch; both presets take the mean, which is consistent with cross-entropy's.
 
     Args:
-        taught: Suspect's output, ``(batch, *neurons)``, detached.
-        cloned: Clone's output, same shape.
-        importance: Weights, same shape, detached.
-        std: σ, broadcastable to the shape.
-
-    Returns:
-        A scalar: summed over neurons, averaged over the batch.
+        output: Of the suspect's layer, ``(batch, *neurons)``; Eq. 2 weighs by it.
+        gradient: Of the suspect's loss, same shape; Eq. 3 weighs by it.
+        taught: What of the suspect is compared; ``output`` or what a ReLU made of it.
+        cloned: The same of the clone.
+        statistics: μ and σ, broadcastable to the shape.
+        temperature: τ, above 0; larger puts the weight on fewer neurons.
+        magnitude: Whether Eq. 3 takes the gradient's magnitude, rather than its sign as well.
+        weight: λ, by which the gradient is multiplied.
     """
-    distance = ((taught - cloned) / std).square()
-    return (importance * distance).flatten(1).sum(dim=1).mean()
+    batch = len(output)
+    tensors: tuple[Tensor, ...] = (output, gradient, taught, cloned, statistics.mean, statistics.std)
+    channels_last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
+    if channels_last:  # views in which a sample's neurons lie in line, so that nothing is copied to flatten them
+        tensors = tuple(tensor.permute(0, 2, 3, 1) for tensor in tensors)
+    output, gradient, taught, cloned, mean, std = tensors
+    scale = temperature / (std + EPSILON)
+    impact = gradient * (temperature * std)
+    weights = neuron_importance(torch.addcmul(-mean * scale, output, scale), impact.abs_() if magnitude else impact)
+    mass = weights.sum() / batch
+    apart = taught - cloned
+    pull = weights.mul_(apart).mul_(-2 * weight / (batch * std.square()))
+    value = torch.dot(pull.flatten(), apart.flatten()) / (-2 * weight)
+    return CloningLoss(value, pull.permute(0, 3, 1, 2) if channels_last else pull, mass)

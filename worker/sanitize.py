@@ -201,7 +201,9 @@ def _report(
         class_names=intake.class_names,
         preprocessing=task.spec.model.preprocessing,
         removal=removal,
-        cloned_layers=layers_to_clone(data.suspect, data.train, removal) if isinstance(removal, MedicConfig) else (),
+        cloned_layers=layers_to_clone(data.suspect, data.train, removal).names
+        if isinstance(removal, MedicConfig)
+        else (),
         train_samples=len(data.train),
         test_samples=len(data.test),
         test_source=data.test_source,

@@ -24,6 +24,7 @@ def train_from_scratch(
         model = suspect.architecture.build().to(clean.images.device)
 
         def losses(images: Tensor, labels: Tensor) -> Losses:
-            return {"loss": F.cross_entropy(model(images), labels)}
+            loss = F.cross_entropy(model(images), labels)
+            return Losses({"loss": loss}, roots=[loss], gradients=[None])
 
         return train(model, clean, config, losses, progress=progress, checkpoint=checkpoint)

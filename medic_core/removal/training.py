@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -88,8 +88,19 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             layer.p = p
 
 
-Losses = Mapping[str, Tensor]
-"""Scalars of one batch; ``loss`` is the one that is minimised, all are reported as means over an epoch."""
+@dataclass(frozen=True)
+class Losses:
+    """What one batch gives.
+
+    Attributes:
+        values: Scalars, reported as means over an epoch.
+        roots: Tensors in the model's graph from which gradients flow back.
+        gradients: Of what is minimised by each root; None for a scalar that is itself a summand of it.
+    """
+
+    values: Mapping[str, Tensor]
+    roots: Sequence[Tensor]
+    gradients: Sequence[Tensor | None]
 
 
 def train(
@@ -160,9 +171,9 @@ def _train_epoch(
     for number, (images, labels) in enumerate(data.shuffled(config, epoch=epoch)):
         parts = losses(images, labels)
         optimizer.zero_grad(set_to_none=True)
-        parts["loss"].backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(parts.roots, parts.gradients)
         optimizer.step()
-        for name, value in parts.items():
+        for name, value in parts.values.items():
             kept = value.detach() * len(labels)
             sums[name] = sums[name] + kept if name in sums else kept
         progress(Progress(epoch * steps + number + 1, config.epochs * steps, history))

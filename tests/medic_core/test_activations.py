@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medic_core.activations import layer_statistics, record_outputs, select_layers
+from medic_core.activations import Layers, layer_statistics, record_outputs, select_layers
 from medic_core.errors import LayerNotFoundError
 
 
@@ -39,6 +39,14 @@ def frozen(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(requires_grad=False)
 
 
+def layers(*names: str, rewritten: tuple[str, ...] = ()) -> Layers:
+    return Layers(names, frozenset(rewritten))
+
+
+def selected(net: nn.Module, *names: str, images: Tensor) -> Layers:
+    return select_layers(frozen(net), names, authors=(), images=images)
+
+
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -47,8 +55,9 @@ def images() -> Tensor:
 @pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS.keys())
 def test_no_relu_rewrites_the_record_and_each_is_noticed(relu: object, images: Tensor) -> None:
     net = Net(relu).eval()
+    chosen = selected(net, "norm", "fc", images=images)
     images.requires_grad_()
-    with record_outputs(net, ["norm", "fc"]) as records:
+    with record_outputs(net, chosen) as records:
         logits = net(images)
     torch.testing.assert_close(records["norm"].output, net.norm(images))
     assert (records["norm"].output < 0).any()
@@ -65,14 +74,16 @@ def test_no_relu_rewrites_the_record_and_each_is_noticed(relu: object, images: T
 
 def test_a_relu_of_something_else_is_not_the_layers_own(images: Tensor) -> None:
     net = Net(lambda x: F.relu(x + 1)).eval()
-    with torch.no_grad(), record_outputs(net, ["norm"]) as records:
+    with torch.no_grad(), record_outputs(net, layers("norm")) as records:
         net(images)
     assert records["norm"].rectified is None
 
 
 def test_an_in_place_sum_cannot_rewrite_the_record(images: Tensor) -> None:
     net = Net(lambda x: x.add_(100.0)).eval()
-    with torch.no_grad(), record_outputs(net, ["norm"]) as records:
+    chosen = selected(net, "norm", images=images)
+    assert chosen.rewritten == {"norm"}
+    with torch.no_grad(), record_outputs(net, chosen) as records:
         logits = net(images)
     torch.testing.assert_close(records["norm"].output, net.norm(images))
     torch.testing.assert_close(logits, net(images))
@@ -80,21 +91,29 @@ def test_an_in_place_sum_cannot_rewrite_the_record(images: Tensor) -> None:
 
 def test_recording_leaves_no_hook_behind(images: Tensor) -> None:
     net = Net(F.relu).eval()
-    with record_outputs(net, ["norm", "fc"]):
+    with record_outputs(net, layers("norm", "fc")):
         net(images)
     assert not any(module._forward_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize("layers", [["unused"], ["norm", "unused"], ["nowhere"]])
-def test_a_layer_that_is_not_seen_is_an_error(layers: list[str], images: Tensor) -> None:
-    with pytest.raises(LayerNotFoundError, match=layers[-1]), record_outputs(Net(F.relu), layers) as _:
+@pytest.mark.parametrize("names", [["unused"], ["norm", "unused"], ["nowhere"]])
+def test_a_layer_that_is_not_seen_is_an_error(names: list[str], images: Tensor) -> None:
+    with pytest.raises(LayerNotFoundError, match=names[-1]), record_outputs(Net(F.relu), layers(*names)):
         Net(F.relu)(images)
+
+
+def test_only_what_is_rewritten_is_copied_and_a_record_that_was_rewritten_is_an_error(images: Tensor) -> None:
+    net = frozen(Net(torch.relu_))
+    assert selected(net, "norm", "fc", images=images) == layers("norm", "fc", rewritten=("norm",))
+    assert selected(Net(F.relu), "norm", "fc", images=images) == layers("norm", "fc")
+    with torch.no_grad(), pytest.raises(LayerNotFoundError, match="rewritten"), record_outputs(net, layers("norm")):
+        net(images)
 
 
 def test_a_layer_that_runs_twice_is_an_error(images: Tensor) -> None:
     net = Net(F.relu).eval()
     both = nn.Sequential(net.norm, net.norm)
-    with pytest.raises(LayerNotFoundError, match="more than once"), record_outputs(both, ["0"]):
+    with pytest.raises(LayerNotFoundError, match="more than once"), record_outputs(both, layers("0")):
         both(images)
 
 
@@ -112,7 +131,7 @@ class Attention(nn.Module):
 
 def test_a_kind_stands_for_the_layers_that_run_and_a_name_must_run() -> None:
     net, tokens = frozen(Attention()), torch.randn(2, 3, 4)
-    assert select_layers(net, ["linear"], authors=(), images=tokens) == ("stem", "fc")
+    assert selected(net, "linear", images=tokens) == layers("stem", "fc")
     with pytest.raises(LayerNotFoundError, match=r"attention\.out_proj"):
         select_layers(net, ["attention.out_proj"], authors=(), images=tokens)
 
@@ -125,8 +144,8 @@ def test_layers_are_chosen_by_kind_by_name_and_as_the_authors_did(images: Tensor
         ("fc", "normalization"): ("norm", "fc"),
         ("authors",): ("norm",),
     }
-    for choice, layers in chosen.items():
-        assert select_layers(net, choice, authors=("norm", "unused"), images=images) == layers
+    for choice, names in chosen.items():
+        assert select_layers(net, choice, authors=("norm", "unused"), images=images).names == names
 
 
 def test_every_wrong_choice_is_named(images: Tensor) -> None:
@@ -137,7 +156,7 @@ def test_every_wrong_choice_is_named(images: Tensor) -> None:
 
 def test_a_kind_that_a_model_lacks_is_left_out_unless_nothing_remains(images: Tensor) -> None:
     net = frozen(Net(F.relu))
-    assert select_layers(net, ["convolution", "linear"], authors=(), images=images) == ("fc",)
+    assert selected(net, "convolution", "linear", images=images).names == ("fc",)
     with pytest.raises(LayerNotFoundError, match="convolution"):
         select_layers(net, ["convolution"], authors=(), images=images)
 
@@ -154,14 +173,14 @@ class Biased(nn.Module):
 
 
 def test_a_layer_that_does_not_look_at_the_image_is_not_cloned(images: Tensor) -> None:
-    assert select_layers(frozen(Biased()), ["linear"], authors=(), images=images) == ("fc",)
+    assert selected(Biased(), "linear", images=images).names == ("fc",)
 
 
 def test_statistics_per_channel_are_the_authors_formula() -> None:
     layer = nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 1))
     generator = torch.Generator().manual_seed(3)
     batches = [(torch.randn(size, 3, 5, 5, generator=generator), torch.zeros(size)) for size in (6, 6, 3)]
-    found = layer_statistics(layer, ["1"], batches, kind="per_channel")["1"]
+    found = layer_statistics(layer, layers("1"), batches, kind="per_channel")["1"]
     outputs = [layer(images).detach().double() for images, _ in batches]
     for channel in range(4):
         mean = sum(len(out) * out[:, channel].mean() for out in outputs) / (1e-5 + 15)
@@ -173,14 +192,14 @@ def test_statistics_per_channel_are_the_authors_formula() -> None:
 def test_statistics_per_channel_end_after_101_batches() -> None:
     layer = nn.Sequential(nn.BatchNorm2d(1).eval())
     batches = [(torch.full((2, 1, 2, 2), float(number > 100)), torch.zeros(2)) for number in range(150)]
-    assert float(layer_statistics(layer, ["0"], batches, kind="per_channel")["0"].mean) == 0.0
+    assert float(layer_statistics(layer, layers("0"), batches, kind="per_channel")["0"].mean) == 0.0
 
 
 def test_statistics_per_neuron_are_the_populations() -> None:
     layer = nn.Sequential(nn.Conv2d(3, 4, 1))
     images = torch.randn(15, 3, 5, 5, generator=torch.Generator().manual_seed(4))
     batches = [(images[:6], None), (images[6:12], None), (images[12:], None)]
-    found = layer_statistics(layer, ["0"], batches, kind="per_neuron")["0"]
+    found = layer_statistics(layer, layers("0"), batches, kind="per_neuron")["0"]
     outputs = layer(images).detach()
     torch.testing.assert_close(found.mean, outputs.mean(dim=0, keepdim=True))
     torch.testing.assert_close(found.std, (outputs.var(dim=0, keepdim=True, correction=0) + 1e-5).sqrt())
@@ -189,6 +208,6 @@ def test_statistics_per_neuron_are_the_populations() -> None:
 def test_tokens_are_counted_per_feature_of_a_linear_layer() -> None:
     layer = nn.Sequential(nn.Linear(3, 4))
     tokens = torch.randn(8, 7, 3, generator=torch.Generator().manual_seed(5))
-    found = layer_statistics(layer, ["0"], [(tokens, None)], kind="per_channel")["0"]
+    found = layer_statistics(layer, layers("0"), [(tokens, None)], kind="per_channel")["0"]
     assert found.mean.shape == (1, 1, 4)
     torch.testing.assert_close(found.mean[0, 0], layer(tokens).detach().mean(dim=(0, 1)), rtol=1e-4, atol=1e-5)

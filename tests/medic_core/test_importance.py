@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from medic_core.activations import Statistics
 from medic_core.importance import cloning_loss, neuron_importance
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
@@ -33,7 +34,7 @@ def importance_by_definition(activation: Tensor, gradient: Tensor, temperature: 
 @given(SHAPES, st.floats(0.1, 5), st.integers(0, 2**31))
 def test_importance_agrees_with_its_definition(shape: tuple[int, ...], temperature: float, seed: int) -> None:
     activation, gradient = drawn(2, shape, seed)
-    weights = neuron_importance(activation, gradient, temperature=temperature)
+    weights = neuron_importance(temperature * activation, temperature * gradient)
     torch.testing.assert_close(weights, importance_by_definition(activation, gradient, temperature))
     assert (weights.flatten(1).sum(dim=1) <= 1 + 1e-12).all()  # Cauchy-Schwarz
 
@@ -41,25 +42,51 @@ def test_importance_agrees_with_its_definition(shape: tuple[int, ...], temperatu
 @given(SHAPES, st.integers(0, 2**31))
 def test_without_any_impact_the_weights_are_the_root_of_a_softmax(shape: tuple[int, ...], seed: int) -> None:
     activation = drawn(1, shape, seed)[0]
-    weights = neuron_importance(activation, torch.zeros_like(activation), temperature=2.0)
+    weights = neuron_importance(2.0 * activation, torch.zeros_like(activation))
     neurons = activation[0].numel()
     softmax = (2.0 * activation).flatten(1).softmax(dim=1).view_as(activation)
     torch.testing.assert_close(weights, (softmax / neurons).sqrt())
 
 
-@given(SHAPES, st.integers(0, 2**31))
-def test_the_cloning_loss_agrees_with_its_definition(shape: tuple[int, ...], seed: int) -> None:
-    taught, cloned, importance, spread = drawn(4, shape, seed)
-    importance, std = importance.abs(), spread[:1].abs() + 0.1
-    loss = cloning_loss(taught, cloned, importance, std=std)
-    by_hand = 0.0
-    for sample in range(shape[0]):
-        terms = zip(
-            taught[sample].flatten().tolist(),
-            cloned[sample].flatten().tolist(),
-            importance[sample].flatten().tolist(),
-            std[0].flatten().tolist(),
-            strict=True,
-        )
-        by_hand += sum(weight * ((t - c) / sigma) ** 2 for t, c, weight, sigma in terms) / shape[0]
-    assert math.isclose(float(loss), by_hand, rel_tol=1e-9)
+def loss_by_definition(
+    output: Tensor, gradient: Tensor, taught: Tensor, cloned: Tensor, mean: Tensor, std: Tensor, *, magnitude: bool
+) -> tuple[Tensor, Tensor]:
+    """Eq. 1 to 4 with ordinary operations, at τ = 1.5; and the mass of the weights."""
+    impact = std * gradient
+    weights = importance_by_definition((output - mean) / (std + 1e-5), impact.abs() if magnitude else impact, 1.5)
+    distance = ((taught - cloned) / std).square()
+    return (weights * distance).flatten(1).sum(dim=1).mean(), weights.flatten(1).sum(dim=1).mean()
+
+
+@given(SHAPES, st.integers(0, 2**31), st.booleans(), st.booleans(), st.booleans())
+def test_the_cloning_loss_agrees_with_its_definition(
+    shape: tuple[int, ...], seed: int, magnitude: bool, channels_last: bool, per_neuron: bool
+) -> None:
+    output, gradient, taught, cloned, spread, center = drawn(6, shape, seed)
+    like = (1, *shape[1:]) if per_neuron else (1, shape[1], 1, 1)
+    mean = center[:1].expand(like) if per_neuron else center[:1, :, :1, :1]
+    std = (spread[:1] if per_neuron else spread[:1, :, :1, :1]).abs() + 0.3
+    cloned.requires_grad_()
+    value, mass = loss_by_definition(output, gradient, taught, cloned, mean, std, magnitude=magnitude)
+    (by_autograd,) = torch.autograd.grad(3.0 * value, cloned)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    found = cloning_loss(
+        *(each.detach().contiguous(memory_format=order) for each in (output, gradient, taught, cloned)),
+        Statistics(mean, std),
+        temperature=1.5,
+        magnitude=magnitude,
+        weight=3.0,
+    )
+    torch.testing.assert_close(found.value, value.detach())
+    torch.testing.assert_close(found.mass, mass)
+    torch.testing.assert_close(found.gradient, by_autograd)
+
+
+def test_tokens_are_cloned_like_positions() -> None:
+    output, gradient, taught, cloned = drawn(4, (3, 5, 6), seed=9)
+    mean, std = torch.zeros(1, 1, 6, dtype=torch.float64), torch.full((1, 1, 6), 2.0, dtype=torch.float64)
+    found = cloning_loss(
+        output, gradient, taught, cloned, Statistics(mean, std), temperature=1.5, magnitude=False, weight=1.0
+    )
+    value, _ = loss_by_definition(output, gradient, taught, cloned, mean, std, magnitude=False)
+    assert math.isclose(float(found.value), float(value), rel_tol=1e-9)
