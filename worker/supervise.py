@@ -37,8 +37,6 @@ from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, Inputs,
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
-
-
 INTAKE_TIMEOUT = Failure(
     code="intake_timeout",
     error_class="timeout",

@@ -83,7 +83,7 @@ def _ask_teacher(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """By layer: its output, the loss gradient where it is read, and what the clone's output is compared with."""
     with torch.enable_grad(), record_outputs(teacher, layers) as records:
-        logits = teacher(images.requires_grad_())  # the parameters are frozen, and the graph must start somewhere
+        logits = teacher(images.detach().requires_grad_())  # parameters are frozen, and the graph must start somewhere
         reduction = "mean" if config.gradient == "batch_mean" else "sum"
         loss = F.cross_entropy(logits, labels, reduction=reduction)
     compared = [_compared(records[name], config) for name in layers.names]
