@@ -325,7 +325,9 @@ class JobStore:
         )
         with writing(self._engine) as connection:
             row = connection.execute(statement).one_or_none()
-            return None if row is None else to_claim(row, _read_inputs(connection, job_id))
+            inputs = {} if row is None else _read_inputs(connection, job_id)
+        # Read it only now: a spec that this version cannot read must still count as lost, or it would come up for ever.
+        return None if row is None else to_claim(row, inputs)
 
     def beat(self, claim: Claim) -> Literal["running", "cancelling"] | None:
         """Renew the lease. ``cancelling``: a user asks for the end; None: the job is no longer ours."""

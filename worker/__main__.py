@@ -25,7 +25,7 @@ def poll(opened: Resources) -> None:
         try:
             for job_id in opened.jobs.claimable(limit=1):
                 run(job_id, jobs=opened.jobs, supervise=opened.supervise)
-        except (JobsError, OSError) as error:
+        except (JobsError, OSError, ValidationError) as error:
             log.warning("%s", error)
         opened.stopping.wait(opened.settings.poll_seconds)
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from threading import Barrier
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import update
 
 from jobs.claims import (
@@ -537,6 +538,17 @@ def test_a_cancelled_job_whose_worker_went_silent_is_ended_by_the_sweeper(store:
     assert store.sweep() == SweepResult(cancelled=1)
     assert store.get(job.id).status == "cancelled"
     assert not store.finish(claim, Cancelled())
+
+
+def test_a_job_that_this_version_cannot_read_comes_up_a_bounded_number_of_times(store: JobStore) -> None:
+    job_id = store.create(spec_for(store)).id
+    change_row(store, job_id, spec={"written": "by another version"})
+    for _ in range(6):  # the first claim, and five that find the one before silent
+        with pytest.raises(ValidationError):
+            store.claim(job_id)
+        expire(store, job_id)
+    assert store.claim(job_id) is None
+    assert store.sweep().worker_lost == 1
 
 
 def test_a_job_that_was_lost_five_times_fails(store: JobStore) -> None:
