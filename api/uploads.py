@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import re
 import unicodedata
 from collections.abc import AsyncIterator, Sequence
@@ -32,14 +31,11 @@ async def store(chunks: AsyncIterator[bytes], artifacts: ArtifactStore, *, sha25
         DigestMismatchError: They hash to something else; nothing was kept.
         StorageFullError: The disk has no room; nothing was kept.
     """
-    digest = hashlib.sha256() if sha256 is not None else None
     async with contextmanager_in_threadpool(artifacts.writer()) as writer:
         async for piece in _joined(chunks):
             await run_in_threadpool(writer.write, piece)
-            if digest is not None:
-                await run_in_threadpool(digest.update, piece)
-        if digest is not None and digest.digest() != sha256:
-            raise DigestMismatchError(f"Content-Digest does not match: the bytes received hash to {digest.hexdigest()}")
+        if sha256 is not None and writer.sha256() != sha256.hex():
+            raise DigestMismatchError(f"Content-Digest does not match: the bytes received hash to {writer.sha256()}")
         return await run_in_threadpool(writer.commit)
 
 

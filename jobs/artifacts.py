@@ -42,6 +42,9 @@ class BlobWriter(Protocol):
             StorageFullError: The disk has no room.
         """
 
+    def sha256(self) -> str:
+        """Say what the bytes so far hash to."""
+
     def commit(self) -> Blob:
         """Make the bytes durable and visible under their digest. Call it once, last.
 
@@ -184,8 +187,11 @@ class _FolderWriter:
             while rest:
                 rest = rest[self._file.write(rest) :]
 
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
     def commit(self) -> Blob:
-        blob = Blob(self._hash.hexdigest(), self._size)
+        blob = Blob(self.sha256(), self._size)
         with _no_room_said():
             os.fsync(self._file.fileno())
             self._store._publish(self._temporary, blob.sha256)

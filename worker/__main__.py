@@ -13,18 +13,19 @@ from pydantic import ValidationError
 from jobs.errors import JobsError
 from jobs.sweeper import sweep_forever
 from worker.process import set_on_signal
-from worker.resources import Resources, resources
+from worker.resources import supervisor
 from worker.run import run
+from worker.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
 
-def poll(opened: Resources) -> None:
+def poll(opened: Supervisor) -> None:
     """Run waiting jobs one after the other, until asked to stop."""
     while not opened.stopping.is_set():
         try:
             for job_id in opened.jobs.claimable(limit=1):
-                run(job_id, jobs=opened.jobs, supervise=opened.supervise)
+                run(job_id, jobs=opened.jobs, supervise=opened)
         except (JobsError, OSError, ValidationError) as error:
             log.warning("%s", error)
         opened.stopping.wait(opened.settings.poll_seconds)
@@ -34,7 +35,7 @@ def main() -> None:
     """Poll until SIGTERM or SIGINT; the running job then goes back to the queue."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     try:
-        opened = resources()
+        opened = supervisor()
     except (ValidationError, JobsError) as error:
         log.error("the worker does not start: %s", error)
         sys.exit(os.EX_CONFIG if isinstance(error, ValidationError) else 1)

@@ -1,32 +1,18 @@
-"""What a worker process opens once: settings, store, artifacts, supervisor."""
+"""What a worker process opens once."""
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from functools import cache
 
-from jobs.artifacts import ArtifactStore, open_artifacts
+from jobs.artifacts import open_artifacts
 from jobs.settings import Settings
-from jobs.store import JobStore, open_store
+from jobs.store import open_store
 from worker.supervise import Supervisor
 
 
-@dataclass(frozen=True)
-class Resources:
-    """Opened on first use, after any fork."""
-
-    settings: Settings
-    jobs: JobStore
-    artifacts: ArtifactStore
-    supervise: Supervisor
-    stopping: threading.Event
-
-
 @cache
-def resources() -> Resources:
-    """Open everything that the settings name; the same objects for the life of the process."""
+def supervisor() -> Supervisor:
+    """Open everything that the settings name, on first use and so after any fork; the same for the process's life."""
     settings = Settings()
-    jobs, artifacts = open_store(settings), open_artifacts(settings)
-    stopping = threading.Event()
-    return Resources(settings, jobs, artifacts, Supervisor(jobs, artifacts, settings, stopping), stopping)
+    return Supervisor(open_store(settings), open_artifacts(settings), settings, threading.Event())

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jobs.models import Evaluation, Failure, Phase, Problem, Report
+from jobs.models import Evaluation, Phase, Problem, Report
 from medic_core.architectures import find_architecture
 from medic_core.checks import problems_with
 from medic_core.config import MedicConfig
@@ -26,7 +26,7 @@ from medic_core.removal import Checkpoint, Progress, Suspect, remove_backdoor
 from medic_core.removal.medic import layers_to_clone
 from worker import report as reporting
 from worker.loading.weights import write_twin
-from worker.task import OUT_FOLDER, DataRole, Intake, Result, Task, prepared_data, prepared_suspect
+from worker.task import OUT_FOLDER, DataRole, Intake, Result, Task, prepared_data, prepared_suspect, refusal
 
 HOLDOUT_SHARE = 0.2
 
@@ -77,7 +77,7 @@ def sanitize(
             alive = partial(advance, "baseline", None)
             problems = problems_with(data.suspect.model, data.train, num_classes=len(intake.class_names), alive=alive)
             if problems:
-                return _refused([Problem(code=each.code, detail=each.detail) for each in problems])
+                return Result(failure=refusal([Problem(code=each.code, detail=each.detail) for each in problems]))
             before = _evaluate(data.suspect.model, data, intake.class_names, alive)
         with _timed(seconds, "clone"):
             advance("clone", None)
@@ -86,7 +86,7 @@ def sanitize(
             advance("evaluate", None)
             after = _evaluate(clone, data, intake.class_names, partial(advance, "evaluate", None))
     except MedicError as error:
-        return _refused([Problem(code=error.code, detail=each) for each in error.problems])
+        return Result(failure=refusal([Problem(code=error.code, detail=each) for each in error.problems]))
     out = task_dir / OUT_FOLDER
     out.mkdir(exist_ok=True)
     made = _write_weights(clone, data.tensors, task, intake, out)
@@ -153,11 +153,6 @@ def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance
 
     clone = remove_backdoor(data.suspect, data.train, task.spec.removal, progress=heard, checkpoint=checkpoint)
     return clone, history
-
-
-def _refused(problems: list[Problem]) -> Result:
-    failure = Failure(code=problems[0].code, error_class="user", message=problems[0].detail, problems=tuple(problems))
-    return Result(failure=failure)
 
 
 def _write_weights(

@@ -32,7 +32,7 @@ from jobs.models import Artifact, Failure, FailureClass, Phase, Progress, Purpos
 from jobs.settings import Settings
 from jobs.store import JobStore
 from worker.children import NO_ROOM_STATUS, Ended, Event, Watch, run_child
-from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, Inputs, Intake, Result, Task
+from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, Inputs, Intake, Result, Task, refusal
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class _Run:
         intake = Intake.model_validate_json((self.task_dir / INTAKE_FILE).read_bytes())
         self._inspected(intake)
         if intake.problems:
-            return Failed(_refusal(intake))
+            return Failed(refusal(intake.problems))
         ended = self._child("worker.trainer", stall_seconds=self.supervisor.settings.stall_seconds)
         if bad := self._bad_end(ended, "trainer"):
             return bad
@@ -255,14 +255,3 @@ class _Run:
 def failure(code: str, error_class: FailureClass, message: str, *, retryable: bool = False) -> Failure:
     """Build a failure of one reason."""
     return Failure(code=code, error_class=error_class, message=message, retryable=retryable)
-
-
-def _refusal(intake: Intake) -> Failure:
-    first = intake.problems[0]
-    return Failure(
-        code=first.code,
-        error_class="user",
-        message=first.detail,
-        pointer=first.pointer,
-        problems=tuple(intake.problems),
-    )

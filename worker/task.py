@@ -6,6 +6,7 @@ safetensors. This module imports no torch: the supervisor reads it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +114,18 @@ def prepared_data(folder: Path, role: DataRole) -> Path:
 def prepared_suspect(folder: Path) -> Path:
     """Where the suspect lies once intake has written it, shapes and dtypes as given, names without prefix."""
     return folder / PREPARED_FOLDER / SUSPECT_FILE
+
+
+def refusal(problems: Sequence[Problem]) -> Failure:
+    """Make one failure of every reason against what a user sent; the first gives it its code."""
+    first = problems[0]
+    return Failure(
+        code=first.code,
+        error_class="user",
+        message=first.detail,
+        pointer=first.pointer,
+        problems=tuple(problems),
+    )
 
 
 class Result(Record):

@@ -16,7 +16,7 @@ from jobs.models import JobId
 from jobs.queue import RUN_JOB, celery_app
 from jobs.settings import Settings
 from worker.process import PARENT_PID, die_with_parent, set_on_signal
-from worker.resources import resources
+from worker.resources import supervisor
 from worker.run import run
 
 DRAIN = signal.SIGUSR2
@@ -42,15 +42,14 @@ app = celery_app(_broker_url())
 @app.task(name=RUN_JOB, ignore_result=True)  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run one job. All that is worth testing is in ``run``, which knows no Celery."""
-    opened = resources()
-    run(JobId(job_id), jobs=opened.jobs, supervise=opened.supervise)
+    run(JobId(job_id), jobs=supervisor().jobs, supervise=supervisor())
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _hear_of_the_end(**_: Any) -> None:
     """In a process of the pool: die with the worker, and give the running job back when it has to end."""
     die_with_parent()
-    set_on_signal(resources().stopping, DRAIN)
+    set_on_signal(supervisor().stopping, DRAIN)
 
 
 class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
