@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,7 +67,7 @@ def sqlite_engine(url: URL, *, synchronous: str = "FULL") -> Engine:
 
     def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # transactions begin below, not where the driver guesses
-        connection.execute(f"PRAGMA journal_mode = {journal_mode}")
+        _set_journal_mode(connection, journal_mode)
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -77,6 +78,20 @@ def sqlite_engine(url: URL, *, synchronous: str = "FULL") -> Engine:
     event.listen(engine, "connect", configure)
     event.listen(engine, "begin", begin)
     return engine
+
+
+def _set_journal_mode(connection: Any, mode: str) -> None:
+    """Set the mode of the file. While others open a new file too, SQLite is busy here without waiting by itself."""
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute(f"PRAGMA journal_mode = {mode}")
+        except sqlite.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def postgresql_engine(url: URL) -> Engine:
