@@ -301,6 +301,37 @@ class Environment(Reply):
     threads: int
 
 
+class Judgement(Reply):
+    """What one judge said of one clone, with the figures behind it."""
+
+    name: str
+    accepted: bool
+    detail: str
+
+
+class TemperatureTrial(Reply):
+    """One temperature that ``auto`` tried. ``drop`` is what accuracy fell by on the images that the search held out."""
+
+    temperature: float
+    accuracy: Comparison
+    drop: float
+    accepted: bool
+    judgements: tuple[Judgement, ...]
+
+
+class TemperatureSearch(Reply):
+    """How ``auto`` came to its temperature: every trial in order, what was chosen, and why.
+
+    ``holdout_samples`` clean images judged and did not train; the test images are others.
+    """
+
+    trials: tuple[TemperatureTrial, ...]
+    chosen: float
+    accepted: bool
+    reason: str
+    holdout_samples: int
+
+
 class Report(Reply):
     """``report.json``: what was measured, on how many images, and which evidence is missing. It never says "clean"."""
 
@@ -320,6 +351,7 @@ class Report(Reply):
     before: Evaluation
     after: Evaluation
     summary: Summary
+    temperature_search: TemperatureSearch | None = None
     warnings: tuple[str, ...]
     missing_evidence: tuple[str, ...]
     environment: Environment

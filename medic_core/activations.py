@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.convnext import LayerNorm2d
 
-from medic_core.config import LAYER_KINDS
+from medic_core.config import AUTHORS_LAYERS, FEATURE_LAYERS, LAYER_KINDS
 from medic_core.errors import LayerNotFoundError
 
 KINDS: Mapping[str, tuple[type[nn.Module], ...]] = dict(
@@ -27,6 +27,7 @@ KINDS: Mapping[str, tuple[type[nn.Module], ...]] = dict(
         strict=True,
     )
 )
+CHOICES = (*LAYER_KINDS, AUTHORS_LAYERS, FEATURE_LAYERS)
 _RELU = frozenset({F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_})
 
 
@@ -128,7 +129,7 @@ def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[
 
     Args:
         model: In eval mode, parameters frozen.
-        chosen: Kinds (``LAYER_KINDS``), ``authors``, or module names.
+        chosen: Kinds (``LAYER_KINDS``), ``authors``, ``features``, or module names.
         authors: What ``authors`` stands for.
         images: A small batch for one forward pass, as the model takes it.
 
@@ -140,14 +141,17 @@ def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[
     picked: set[str] = set()
     problems: list[str] = []
     for choice in chosen:
-        if choice == "authors":
+        if choice == AUTHORS_LAYERS:
             picked.update(name for name in authors if name in running)
+        elif choice == FEATURE_LAYERS:
+            norms = {name for name in running if isinstance(known[name], KINDS["normalization"])}
+            picked.update(norms or running)
         elif choice in KINDS:
             picked.update(name for name in running if isinstance(known[name], KINDS[choice]))
         elif choice in known:
             picked.add(choice)
         else:
-            problems.append(f"no layer and no kind is called {choice!r}; kinds are {', '.join(LAYER_KINDS)}, authors")
+            problems.append(f"no layer and no kind is called {choice!r}; kinds are {', '.join(CHOICES)}")
     if not picked:
         problems.append(f"no layer of {', '.join(chosen)} runs in this model")
     if problems:
@@ -258,4 +262,5 @@ def _authors_statistics(means: Tensor, variances: Tensor, seen: int) -> Statisti
 def _population_statistics(total: Tensor, squares: Tensor, seen: int) -> Statistics:
     mean = total / seen
     variance = (squares / seen - mean.square()).clamp(min=0)
-    return Statistics(mean.float(), (variance + 1e-5).sqrt().float())
+    dtype = torch.get_default_dtype()
+    return Statistics(mean.to(dtype), (variance + 1e-5).sqrt().to(dtype))

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Le
 
 LAYER_KINDS = ("convolution", "normalization", "linear")
-"""Words that ``MedicConfig.layers`` takes beside module names; each stands for all layers of its kind."""
+"""Words that ``CloningConfig.layers`` takes beside module names; each stands for all layers of its kind."""
 
 AUTHORS_LAYERS = "authors"
 """Stands for the layers that the authors' published code records in the architecture at hand."""
+
+FEATURE_LAYERS = "features"
+"""Stands for all normalisations, where convolutions end in most networks; without any, for all other layers."""
 
 
 class InvalidConfigError(ValueError):
@@ -51,7 +54,15 @@ class Checked:
 def _bounds(config: type) -> Mapping[str, tuple[object, ...]]:
     """The bounds that each field's annotation states."""
     hints = get_type_hints(config, include_extras=True)
-    return {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: tuple(_metadata(hint)) for name, hint in hints.items()}
+
+
+def _metadata(hint: object) -> Iterator[object]:
+    """What an annotation states, or one of the alternatives in it."""
+    yield from getattr(hint, "__metadata__", ())
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        for alternative in get_args(hint):
+            yield from _metadata(alternative)
 
 
 def _within(value: float, bound: object) -> bool:
@@ -87,18 +98,28 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Checked):
-    """What every method that trains shares: Adam with a cosine schedule per epoch to 0, augmentation, seed.
+    """What every method that trains shares: optimiser, schedule, augmentation, seed.
 
     Attributes:
+        epochs: Passes over the clean images. None: what their number asks for, see ``Batches.epochs``.
+        micro_batch_size: A batch goes through the model in parts of this many images, which bounds memory; the
+            gradient is that of the whole batch, except that batch normalisation sees a part only. None: all at once.
+        optimizer: ``muon`` steps the weights of convolutions and linear layers by Muon (Jordan et al., 2024) and the
+            rest by Adam at a fifth of its rate; or ``adam`` steps everything.
+        schedule: Of the learning rate: ``cosine`` per epoch to 0; or ``linear``, per step, up over the first tenth and
+            then down to 0.
         crop_padding: Random crop of the input size after zero-padding by this many pixels.
         rotation_degrees: Random rotation within ± this, nearest neighbour, black outside.
         horizontal_flip: Mirror half of the images. Switch it off where mirroring changes the class, as for digits.
     """
 
-    epochs: Annotated[int, Interval(ge=1, le=10_000)] = 60
-    batch_size: Annotated[int, Interval(ge=2, le=4096)] = 64
-    learning_rate: Annotated[float, Gt(0), Le(10)] = 1e-2
-    weight_decay: Annotated[float, Ge(0), Le(1)] = 1e-4
+    epochs: Annotated[int, Interval(ge=1, le=10_000)] | None = None
+    batch_size: Annotated[int, Interval(ge=2, le=4096)] = 32
+    micro_batch_size: Annotated[int, Interval(ge=2, le=4096)] | None = None
+    optimizer: Literal["adam", "muon"] = "muon"
+    schedule: Literal["cosine", "linear"] = "linear"
+    learning_rate: Annotated[float, Gt(0), Le(10)] = 5e-2
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 0.0
     crop_padding: Annotated[int, Interval(ge=0, le=64)] = 4
     rotation_degrees: Annotated[float, Interval(ge=0, le=180)] = 3.0
     horizontal_flip: bool = True
@@ -106,34 +127,38 @@ class Config(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MedicConfig(Config):
-    """Importance-driven cloning (Xu et al., "MEDIC: Remove Model Backdoors via Importance Driven Cloning", CVPR 2023).
+class CloningConfig(Config):
+    """What cloning takes beside its temperature.
 
     The defaults are those of preset ``default``. Each named option is a row in which the paper and its authors'
     published code differ.
 
     Attributes:
         preset: Where the other fields come from; by itself it sets nothing, ``expand_preset`` does.
-        temperature: τ of Eq. 2 and 3; multiplies the logits of both softmaxes.
         cloning_weight: λ, the weight of the cloning loss beside cross-entropy.
         layers: What is cloned: kinds (``convolution``, ``normalization``, ``linear``), module names, or ``authors``.
         statistics: μ and σ ``per_channel`` over batch and position, with the authors' floor of σ near 1/√n; or
             ``per_neuron`` (channel and position), the population's.
         gradient: Of the ``batch_mean`` loss, so 1/B of each sample's own; or of each sample's own (``per_sample``).
-        impact: The gradient enters Eq. 3 ``signed``, or by ``magnitude`` as Appendix C argues.
+        impact: The gradient enters Eq. 3 ``signed``; or by ``magnitude`` as Appendix C argues; or by its magnitude
+            ``relative`` to the mean of the sample's neurons, so that what the loss is scaled by does not matter.
+        normalize_importance: One sample's importance at one layer is made to sum to 1, so that λ means the same
+            whatever τ is.
         compare: A layer whose output enters a ReLU is compared ``after_relu`` (and the gradient is read there), or at
             its own ``output``. The activation term is always of the output.
+        corruption: Chance of each of two rectangles of noise on every image that the clone sees; the suspect sees the
+            image without. What the clone is taught is then not to listen to small patterns.
     """
 
-    method: Literal["medic"] = "medic"
     preset: Literal["default", "authors", "paper"] = "default"
-    temperature: Annotated[float, Gt(0), Le(1000)] = 5.0
-    cloning_weight: Annotated[float, Gt(0), Le(1e6)] = 10.0
-    layers: tuple[str, ...] = (AUTHORS_LAYERS,)
+    cloning_weight: Annotated[float, Gt(0), Le(1e6)] = 3.0
+    layers: tuple[str, ...] = (FEATURE_LAYERS,)
     statistics: Literal["per_channel", "per_neuron"] = "per_channel"
     gradient: Literal["batch_mean", "per_sample"] = "batch_mean"
-    impact: Literal["signed", "magnitude"] = "signed"
+    impact: Literal["signed", "magnitude", "relative"] = "relative"
+    normalize_importance: bool = True
     compare: Literal["after_relu", "output"] = "after_relu"
+    corruption: Annotated[float, Interval(ge=0, le=1)] = 0.5
 
     def __post_init__(self) -> None:
         """Refuse an empty choice of layers beside what every config refuses."""
@@ -143,18 +168,62 @@ class MedicConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MedicConfig(CloningConfig):
+    """Importance-driven cloning (Xu et al., "MEDIC: Remove Model Backdoors via Importance Driven Cloning", CVPR 2023).
+
+    Attributes:
+        temperature: τ of Eq. 2 and 3; multiplies the logits of both softmaxes.
+    """
+
+    method: Literal["medic"] = "medic"
+    temperature: Annotated[float, Gt(0), Le(1000)] = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoConfig(CloningConfig):
+    """Importance-driven cloning at the largest temperature that keeps a budget of accuracy, found by bisection.
+
+    Accuracy is that on a fifth of the clean images, which do not train; test data and triggers choose nothing.
+
+    Attributes:
+        accuracy_budget: What the share of held-out images called right may fall by.
+        runs: Temperatures to try, one training each.
+        lowest_temperature: Lower end of what is bisected; not tried itself.
+        highest_temperature: Upper end, not tried either.
+    """
+
+    method: Literal["auto"] = "auto"
+    accuracy_budget: Annotated[float, Interval(ge=0, le=1)] = 0.03
+    runs: Annotated[int, Interval(ge=1, le=8)] = 4
+    lowest_temperature: Annotated[float, Gt(0), Le(1000)] = 0.125
+    highest_temperature: Annotated[float, Gt(0), Le(1000)] = 8.0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty interval of temperatures beside what every cloning refuses."""
+        super().__post_init__()
+        if self.lowest_temperature >= self.highest_temperature:
+            raise InvalidConfigError(
+                f"lowest_temperature = {self.lowest_temperature!r} must be below"
+                f" highest_temperature = {self.highest_temperature!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScratchConfig(Config):
     """Training from scratch on the clean images alone: the baseline that cloning has to beat."""
 
     method: Literal["scratch"] = "scratch"
+    epochs: Annotated[int, Interval(ge=1, le=10_000)] | None = 60
 
 
-RemovalConfig = MedicConfig | ScratchConfig
+RemovalConfig = MedicConfig | AutoConfig | ScratchConfig
 
 _AUTHORS: Mapping[str, Any] = MappingProxyType(
     {
         "epochs": 60,
         "batch_size": 64,
+        "optimizer": "adam",
+        "schedule": "cosine",
         "learning_rate": 1e-2,
         "weight_decay": 1e-4,
         "crop_padding": 4,
@@ -166,7 +235,9 @@ _AUTHORS: Mapping[str, Any] = MappingProxyType(
         "statistics": "per_channel",
         "gradient": "batch_mean",
         "impact": "signed",
+        "normalize_importance": False,
         "compare": "after_relu",
+        "corruption": 0.0,
     }
 )
 
@@ -183,10 +254,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
                 "compare": "output",
             }
         ),
-        "default": _AUTHORS,  # until measurement shows what is better
+        "default": MappingProxyType({name: getattr(MedicConfig(), name) for name in _AUTHORS}),
     }
 )
-"""What each preset of ``MedicConfig`` sets. ``expand_preset`` merges one with what the caller set."""
+"""What each preset of ``MedicConfig`` sets, and but for τ of ``AutoConfig``. ``expand_preset`` merges one with what the
+caller set."""
 
 
 _E7_ARCHITECTURES = re.compile(r"[a-z]+/(preact_)?(vgg|mobilenet|resnet)")
@@ -205,12 +277,14 @@ def expand_preset(chosen: Mapping[str, Any], *, architecture: str = "") -> dict[
         architecture: What is to be repaired, by name.
 
     Returns:
-        A dictionary with ``method`` and, for ``medic``, every field that the preset sets. An unknown preset or method
-        is left as it is for validation to name.
+        A dictionary with ``method`` and, for ``medic`` and ``auto``, every field that the preset sets. An unknown
+        preset or method is left as it is for validation to name.
     """
     method = chosen.get("method", "medic")
     name = chosen.get("preset", "default")
-    preset = dict(PRESETS.get(name, {})) if method == "medic" and isinstance(name, str) else {}
+    preset = dict(PRESETS.get(name, {})) if method in ("medic", "auto") and isinstance(name, str) else {}
+    if method == "auto":
+        preset.pop("temperature", None)  # which it looks for
     if preset and name == "paper" and _E7_ARCHITECTURES.match(architecture):
         preset["learning_rate"] = E7_LEARNING_RATE
     return {"method": method, **preset, **chosen}

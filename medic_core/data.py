@@ -13,6 +13,9 @@ from torch import Tensor
 
 from medic_core.config import Config, Preprocessing
 
+EPOCHS, STEPS = 15, 1_000
+"""Least training where a config does not say how much: few images need more epochs, since it is steps that count."""
+
 STATISTICS_EPOCH = -1
 """Stands for the pass over the data before training, so that its randomness is no epoch's."""
 
@@ -47,7 +50,7 @@ class Batches:
     def in_order(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs ``(b, 3, height, width)`` and labels, neither shuffled nor augmented."""
         for start in range(0, len(self), batch_size):
-            pixels = self.images[start : start + batch_size].float() / 255
+            pixels = _pixels(self.images[start : start + batch_size])
             yield normalize(pixels, self.preprocessing), self.labels[start : start + batch_size]
 
     def shuffled(self, config: Config, *, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -61,13 +64,21 @@ class Batches:
         bounds = [number * config.batch_size for number in range(self.steps(config))] + [len(self)]
         for start, end in pairwise(bounds):
             chosen = order[start:end]
-            pixels = self.images[chosen].float() / 255
-            pixels = augment(pixels, draws[start:end], config)
+            pixels = augment(_pixels(self.images[chosen]), draws[start:end], config)
             yield normalize(pixels, self.preprocessing), self.labels[chosen]
+
+    def epochs(self, config: Config) -> int:
+        """Return the number of epochs to train: what ``config`` says, else at least ``EPOCHS`` and ``STEPS`` steps."""
+        return config.epochs or max(EPOCHS, math.ceil(STEPS / self.steps(config)))
 
     def steps(self, config: Config) -> int:
         """Return the number of batches in one epoch of ``shuffled``."""
         return max(1, math.ceil((len(self) - 1) / config.batch_size))
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """8-bit images as numbers in [0, 1]."""
+    return images.to(torch.get_default_dtype()) / 255
 
 
 def _draw(count: int, config: Config, epoch: int) -> tuple[Tensor, Tensor]:
@@ -124,6 +135,44 @@ def _rotate(pixels: Tensor, angles: Tensor) -> Tensor:
     )  # affine_grid's coordinates run over [-1, 1] on both axes, whatever the shape
     grid = F.affine_grid(transform, list(pixels.shape), align_corners=False)
     return F.grid_sample(pixels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+
+
+def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tensor:
+    """Paste noise on rectangles of the images, drawn from the global random state of their device.
+
+    Two rectangles an image, each pasted with probability ``share``; sides from 2 pixels to a quarter of the image's,
+    anywhere within it. The noise of each pixel is independent: in colour or grey, of any value or black and white.
+
+    Args:
+        inputs: ``(b, 3, height, width)``, as the model takes them.
+        share: In [0, 1].
+        preprocessing: Which the noise goes through as well.
+    """
+    for _ in range(2):
+        noise = normalize(_noise(inputs), preprocessing)
+        inputs = torch.where(_rectangles(inputs, share), noise, inputs)
+    return inputs
+
+
+def _noise(like: Tensor) -> Tensor:
+    """Pixels in [0, 1], in the shape and memory format of ``like``."""
+    noise = torch.rand_like(like)
+    grey, binary = torch.rand(2, len(like), 1, 1, 1, device=like.device) < 0.5
+    noise = torch.where(grey, noise[:, :1], noise)
+    return torch.where(binary, noise.round(), noise)
+
+
+def _rectangles(images: Tensor, share: float) -> Tensor:
+    """One rectangle in each image, or none: ``(b, 1, height, width)``, true inside."""
+    spans = []
+    for length in images.shape[2:]:
+        side, start = torch.rand(2, len(images), 1, device=images.device)
+        side = 2 + (side * (max(2, length // 4) - 1)).long()
+        first = (start * (length + 1 - side)).long()
+        place = torch.arange(length, device=images.device)
+        spans.append((first <= place) & (place < first + side))
+    inside: Tensor = spans[0][:, None, :, None] & spans[1][:, None, None, :]
+    return inside & (torch.rand(len(images), 1, 1, 1, device=images.device) < share)
 
 
 def stratified_holdout(labels: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:

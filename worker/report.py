@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from jobs.models import Comparison, Environment, Evaluation, InputRecord, Measured, ModelRecord, Purpose, Summary
+from jobs.models import (
+    Comparison,
+    Environment,
+    Evaluation,
+    InputRecord,
+    Judgement,
+    Measured,
+    ModelRecord,
+    Purpose,
+    Summary,
+    TemperatureSearch,
+    TemperatureTrial,
+)
+from medic_core.config import RemovalConfig
 from medic_core.evaluation import (
     Share,
     accuracy,
@@ -22,6 +35,7 @@ from medic_core.evaluation import (
     defense_effectiveness_rating,
     recovery,
 )
+from medic_core.removal.bisection import Trial, best
 from worker.task import Intake, Task
 
 
@@ -84,6 +98,55 @@ def _compared(before: Measured, after: Measured) -> Comparison:
         n=after.n,
         interval_before=before.interval,
         interval_after=after.interval,
+    )
+
+
+def temperature_search(trials: Sequence[Trial]) -> TemperatureSearch | None:
+    """Say what a search tried and why it chose; None where there was none."""
+    if not trials:
+        return None
+    chosen = best(trials)
+    if chosen.accepted:
+        verdict = f"Temperature {chosen.temperature:.3g} is the largest of {len(trials)} tried whose clone is accepted"
+    else:
+        verdict = (
+            f"No clone of {len(trials)} temperatures tried is accepted; {chosen.temperature:.3g} lost least accuracy"
+        )
+    details = "; ".join(judgement.detail for judgement in chosen.judgements)
+    return TemperatureSearch(
+        trials=tuple(map(_trial, trials)),
+        chosen=chosen.temperature,
+        accepted=chosen.accepted,
+        reason=f"{verdict}: {details}.",
+        holdout_samples=chosen.after.n,
+    )
+
+
+def _trial(trial: Trial) -> TemperatureTrial:
+    return TemperatureTrial(
+        temperature=trial.temperature,
+        accuracy=_compared(_measured(trial.before), _measured(trial.after)),
+        drop=trial.drop,
+        accepted=trial.accepted,
+        judgements=tuple(Judgement(**asdict(judgement)) for judgement in trial.judgements),
+    )
+
+
+def search_warnings(search: TemperatureSearch | None) -> tuple[str, ...]:
+    """Warn of a search that had to keep a clone which it would rather not."""
+    return () if search is None or search.accepted else (search.reason,)
+
+
+def micro_batch_warnings(model: nn.Module, removal: RemovalConfig) -> tuple[str, ...]:
+    """Warn where micro-batches are not the same as the whole batch: batch normalisation looks at all it gets."""
+    size = removal.micro_batch_size
+    if size is None or size >= removal.batch_size:
+        return ()
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return ()
+    return (
+        f"Batch normalisation took its statistics from micro-batches of {size} images, not from the batch of"
+        f" {removal.batch_size}: with enough memory leave micro_batch_size out.",
     )
 
 

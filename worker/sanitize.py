@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from jobs.models import Evaluation, Phase, Problem, Report
 from medic_core.architectures import find_architecture
 from medic_core.checks import problems_with
-from medic_core.config import MedicConfig
+from medic_core.config import CloningConfig
 from medic_core.data import Batches, stratified_holdout
 from medic_core.errors import MedicError
 from medic_core.evaluation import confusion_matrix
@@ -31,7 +31,6 @@ from worker.task import OUT_FOLDER, DataRole, Intake, Result, Task, prepared_dat
 HOLDOUT_SHARE = 0.2
 
 Advance = Callable[[Phase, Progress | None], None]
-History = tuple[Mapping[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def sanitize(
             before = _evaluate(data.suspect.model, data, intake.class_names, alive)
         with _timed(seconds, "clone"):
             advance("clone", None)
-            clone, history = _repair(task, data, checkpoint, advance)
+            clone, course = _repair(task, data, checkpoint, advance)
         with _timed(seconds, "evaluate"):
             advance("evaluate", None)
             after = _evaluate(clone, data, intake.class_names, partial(advance, "evaluate", None))
@@ -90,10 +89,14 @@ def sanitize(
     out = task_dir / OUT_FOLDER
     out.mkdir(exist_ok=True)
     made = _write_weights(clone, data.tensors, task, intake, out)
-    made |= _write_metrics(history, out)
-    report = _report(task, intake, data, before, after, seconds, device, out, made)
+    made |= _write_metrics(course, out)
+    report = _report(task, intake, data, before, after, course, seconds, device, out, made)
     (out / "report.json").write_text(report.model_dump_json(indent=2) + "\n")
-    return Result(summary=report.summary, artifacts={**made, "report.json": "application/json"})
+    return Result(
+        summary=report.summary,
+        artifacts={**made, "report.json": "application/json"},
+        warnings=report.warnings[len(intake.warnings) :],
+    )
 
 
 @contextmanager
@@ -143,16 +146,17 @@ def _evaluate(model: nn.Module, data: Prepared, class_names: tuple[str, ...], al
     return reporting.evaluation(clean, triggered, class_names=class_names, target=data.target)
 
 
-def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance) -> tuple[nn.Module, History]:
-    history: History = ()
+def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance) -> tuple[nn.Module, Progress]:
+    """Return the clone, and the last progress of making it, which holds every epoch and trial."""
+    last = Progress(step=0, total_steps=0, history=())
 
     def heard(progress: Progress) -> None:
-        nonlocal history
-        history = progress.history
+        nonlocal last
+        last = progress
         advance("clone", progress)
 
     clone = remove_backdoor(data.suspect, data.train, task.spec.removal, progress=heard, checkpoint=checkpoint)
-    return clone, history
+    return clone, last
 
 
 def _write_weights(
@@ -171,8 +175,8 @@ def _write_weights(
     return made
 
 
-def _write_metrics(history: History, out: Path) -> dict[str, str]:
-    (out / "metrics.jsonl").write_text("".join(json.dumps(dict(epoch)) + "\n" for epoch in history))
+def _write_metrics(course: Progress, out: Path) -> dict[str, str]:
+    (out / "metrics.jsonl").write_text("".join(json.dumps(dict(epoch)) + "\n" for epoch in course.history))
     return {"metrics.jsonl": "application/x-ndjson"}
 
 
@@ -182,12 +186,15 @@ def _report(
     data: Prepared,
     before: Evaluation,
     after: Evaluation,
+    course: Progress,
     seconds: dict[str, float],
     device: torch.device,
     out: Path,
     made: Mapping[str, str],
 ) -> Report:
-    removal = task.spec.removal
+    removal = replace(task.spec.removal, epochs=len(course.history) // max(1, len(course.trials)))  # may have been None
+    search = reporting.temperature_search(course.trials)
+    doubts = (*reporting.search_warnings(search), *reporting.micro_batch_warnings(data.suspect.model, removal))
     return Report(
         job_id=task.job_id,
         inputs=reporting.input_records(task, intake),
@@ -197,16 +204,17 @@ def _report(
         preprocessing=task.spec.model.preprocessing,
         removal=removal,
         cloned_layers=layers_to_clone(data.suspect, data.train, removal).names
-        if isinstance(removal, MedicConfig)
+        if isinstance(removal, CloningConfig)
         else (),
-        train_samples=len(data.train),
+        train_samples=len(data.train) - (search.holdout_samples if search else 0),
         test_samples=len(data.test),
         test_source=data.test_source,
         target_class=task.spec.triggered_data.target_class if task.spec.triggered_data else None,
         before=before,
         after=after,
         summary=reporting.summary(before, after),
-        warnings=intake.warnings,
+        temperature_search=search,
+        warnings=(*intake.warnings, *doubts),
         missing_evidence=reporting.missing_evidence(triggered=data.triggered is not None, test_source=data.test_source),
         environment=reporting.environment(device),
         seconds=seconds,

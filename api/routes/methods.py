@@ -69,8 +69,12 @@ def list_methods() -> Methods:
 
 def _method(config: type[RemovalConfig]) -> Method:
     schema = TypeAdapter(config).json_schema()
-    has_presets = any(field.name == "preset" for field in fields(config))
-    presets = PRESETS if has_presets else {}
+    names = {field.name for field in fields(config)}
+    presets = {
+        preset: {name: value for name, value in values.items() if name in names}
+        for preset, values in PRESETS.items()
+        if "preset" in names
+    }
     return Method(name=config.method, description=schema.pop("description"), settings=schema, presets=presets)
 
 

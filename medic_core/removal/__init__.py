@@ -6,9 +6,10 @@ from typing import assert_never
 
 from torch import nn
 
-from medic_core.config import MedicConfig, RemovalConfig, ScratchConfig
+from medic_core.config import AutoConfig, MedicConfig, RemovalConfig, ScratchConfig
 from medic_core.data import Batches
 from medic_core.errors import DataTooSmallError
+from medic_core.removal.auto import clone_at_best_temperature
 from medic_core.removal.medic import clone_by_importance
 from medic_core.removal.scratch import train_from_scratch
 from medic_core.removal.training import Checkpoint, Progress, ProgressCallback, silent
@@ -46,6 +47,8 @@ def remove_backdoor(
     match config:
         case MedicConfig():
             return clone_by_importance(suspect, clean, config, progress=progress, checkpoint=checkpoint)
+        case AutoConfig():
+            return clone_at_best_temperature(suspect, clean, config, progress=progress, checkpoint=checkpoint)
         case ScratchConfig():
             return train_from_scratch(suspect, clean, config, progress=progress, checkpoint=checkpoint)
         case _:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medic_core.activations import Layers, Recorded, layer_statistics, record_outputs, select_layers
+from medic_core.activations import Layers, Recorded, Statistics, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
-from medic_core.config import MedicConfig
-from medic_core.data import STATISTICS_EPOCH, Batches
+from medic_core.config import CloningConfig, MedicConfig, Preprocessing
+from medic_core.data import STATISTICS_EPOCH, Batches, corrupt
 from medic_core.importance import cloning_loss
-from medic_core.removal.training import Checkpoint, Losses, ProgressCallback, seeded, silent, train, without_dropout
+from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
 from medic_core.suspect import Suspect
 
 
@@ -26,47 +28,90 @@ def clone_by_importance(
     checkpoint: Checkpoint | None = None,
 ) -> nn.Module:
     """Train a fresh copy of ``suspect`` to repeat only what clean data makes important."""
-    device, memory_format = clean.images.device, torch.channels_last  # the faster one on CPU and GPU
     with seeded(config.seed):
-        clone = suspect.architecture.build()  # never a reset copy: it could carry weights over
-        clone = clone.to(device).to(memory_format=memory_format)
-        teacher = copy.deepcopy(suspect.model).eval().requires_grad_(requires_grad=False)
-        teacher = teacher.to(device).to(memory_format=memory_format)
-        layers = layers_to_clone(suspect, clean, config)
-        statistics = layer_statistics(
-            teacher, layers, clean.shuffled(config, epoch=STATISTICS_EPOCH), kind=config.statistics
-        )
-
-        def losses(images: Tensor, labels: Tensor) -> Losses:
-            lessons = _ask_teacher(teacher, images, labels, layers, config)
-            with record_outputs(clone, layers) as records:
-                classification = F.cross_entropy(clone(images), labels)
-            cloned = [_compared(records[name], config) for name in layers.names]
-            parts = [
-                cloning_loss(
-                    *lesson,
-                    answer.detach(),
-                    statistics[name],
-                    temperature=config.temperature,
-                    magnitude=config.impact == "magnitude",
-                    weight=config.cloning_weight,
-                )
-                for name, lesson, answer in zip(layers.names, lessons, cloned, strict=True)
-            ]
-            cloning = torch.stack([part.value for part in parts]).sum()
-            values = {
-                "loss": classification.detach() + config.cloning_weight * cloning,
-                "classification_loss": classification.detach(),
-                "cloning_loss": cloning,
-                "importance_mass": torch.stack([part.mass for part in parts]).mean(),  # falls as τ grows: so does λ
-            }
-            return Losses(values, [classification, *cloned], [None, *(part.gradient for part in parts)])
-
-        with without_dropout(clone):
-            return train(clone, clean, config, losses, progress=progress, checkpoint=checkpoint)
+        cloning = prepare_cloning(suspect, clean, config)
+        with without_dropout(cloning.clone):
+            return train(cloning.clone, clean, config, cloning.parts, progress=progress, checkpoint=checkpoint)
 
 
-def layers_to_clone(suspect: Suspect, clean: Batches, config: MedicConfig) -> Layers:
+def prepare_cloning(suspect: Suspect, clean: Batches, config: MedicConfig) -> Cloning:
+    """Build the untrained clone and measure the suspect (Algorithm 1, lines 1 and 2)."""
+    device, memory_format = clean.images.device, torch.channels_last  # the faster one on CPU and GPU
+    clone = suspect.architecture.build()  # never a reset copy: it could carry weights over
+    clone = clone.to(device).to(memory_format=memory_format)
+    teacher = copy.deepcopy(suspect.model).eval().requires_grad_(requires_grad=False)
+    teacher = teacher.to(device).to(memory_format=memory_format)
+    layers = layers_to_clone(suspect, clean, config)
+    batches = clean.shuffled(config, epoch=STATISTICS_EPOCH)
+    statistics = layer_statistics(teacher, layers, batches, kind=config.statistics)
+    return Cloning(teacher, clone, layers, statistics, clean.preprocessing, config)
+
+
+@dataclass(frozen=True)
+class Cloning:
+    """A frozen suspect that teaches, a clone that learns, and what decides how."""
+
+    teacher: nn.Module
+    clone: nn.Module
+    layers: Layers
+    statistics: Mapping[str, Statistics]
+    preprocessing: Preprocessing
+    config: MedicConfig
+
+    def parts(self, images: Tensor, labels: Tensor) -> Iterator[Part]:
+        """Yield the losses of a batch, one micro-batch at a time (Algorithm 1, lines 5 to 7)."""
+        seen = corrupt(images, self.config.corruption, self.preprocessing) if self.config.corruption else images
+        size = self.config.micro_batch_size or len(labels)
+        split = (torch.split(whole, size) for whole in (images, seen, labels))
+        for shown, corrupted, known in zip(*split, strict=True):
+            yield self._part(shown, corrupted, known, batch=len(labels))
+
+    def _part(self, images: Tensor, seen: Tensor, labels: Tensor, *, batch: int) -> Part:
+        """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``, the clone to ``seen``."""
+        config, names = self.config, self.layers.names
+        lessons = self._ask_teacher(images, labels, batch=batch)
+        with record_outputs(self.clone, self.layers) as records:
+            classification = F.cross_entropy(self.clone(seen), labels, reduction="sum") / batch
+        cloned = [_compared(records[name], config) for name in names]
+        losses = [
+            cloning_loss(
+                *lesson,
+                answer.detach(),
+                self.statistics[name],
+                temperature=config.temperature,
+                impact=config.impact,
+                normalize=config.normalize_importance,
+                weight=config.cloning_weight,
+                batch=batch,
+            )
+            for name, lesson, answer in zip(names, lessons, cloned, strict=True)
+        ]
+        cloning = torch.stack([loss.value for loss in losses]).sum()
+        values = {
+            "loss": classification.detach() + config.cloning_weight * cloning,
+            "classification_loss": classification.detach(),
+            "cloning_loss": cloning,
+            "importance_mass": torch.stack([loss.mass for loss in losses]).mean(),  # falls as τ grows: so does λ
+        }
+        return Part(values, [classification, *cloned], [None, *(loss.gradient for loss in losses)])
+
+    def _ask_teacher(self, images: Tensor, labels: Tensor, *, batch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """By layer: its output, the loss gradient where it is read, and what the clone's output is compared with."""
+        config, names = self.config, self.layers.names
+        with torch.enable_grad(), record_outputs(self.teacher, self.layers) as records:
+            logits = self.teacher(images.detach().requires_grad_())  # its parameters are frozen: the graph starts here
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            if config.gradient == "batch_mean":
+                loss = loss / batch
+        compared = [_compared(records[name], config) for name in names]
+        gradients = torch.autograd.grad(loss, compared, materialize_grads=True)
+        return [
+            (records[name].output.detach(), gradient, taught.detach())
+            for name, gradient, taught in zip(names, gradients, compared, strict=True)
+        ]
+
+
+def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:
     """Resolve ``config.layers`` to layers of the suspect.
 
     Raises:
@@ -76,22 +121,6 @@ def layers_to_clone(suspect: Suspect, clean: Batches, config: MedicConfig) -> La
     model = copy.deepcopy(suspect.model).to(images.device).eval().requires_grad_(requires_grad=False)
     authors = authors_layers(suspect.architecture, model)
     return select_layers(model, config.layers, authors=authors, images=images)
-
-
-def _ask_teacher(
-    teacher: nn.Module, images: Tensor, labels: Tensor, layers: Layers, config: MedicConfig
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """By layer: its output, the loss gradient where it is read, and what the clone's output is compared with."""
-    with torch.enable_grad(), record_outputs(teacher, layers) as records:
-        logits = teacher(images.detach().requires_grad_())  # parameters are frozen, and the graph must start somewhere
-        reduction = "mean" if config.gradient == "batch_mean" else "sum"
-        loss = F.cross_entropy(logits, labels, reduction=reduction)
-    compared = [_compared(records[name], config) for name in layers.names]
-    gradients = torch.autograd.grad(loss, compared, materialize_grads=True)
-    return [
-        (records[name].output.detach(), gradient, taught.detach())
-        for name, gradient, taught in zip(layers.names, gradients, compared, strict=True)
-    ]
 
 
 def _compared(record: Recorded, config: MedicConfig) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medic_core.config import ScratchConfig
 from medic_core.data import Batches
-from medic_core.removal.training import Checkpoint, Losses, ProgressCallback, seeded, silent, train
+from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train
 from medic_core.suspect import Suspect
 
 
@@ -23,8 +26,10 @@ def train_from_scratch(
     with seeded(config.seed):
         model = suspect.architecture.build().to(clean.images.device)
 
-        def losses(images: Tensor, labels: Tensor) -> Losses:
-            loss = F.cross_entropy(model(images), labels)
-            return Losses({"loss": loss}, roots=[loss], gradients=[None])
+        def parts(images: Tensor, labels: Tensor) -> Iterator[Part]:
+            size = config.micro_batch_size or len(labels)
+            for some, theirs in zip(torch.split(images, size), torch.split(labels, size), strict=True):
+                loss = F.cross_entropy(model(some), theirs, reduction="sum") / len(labels)
+                yield Part({"loss": loss}, roots=[loss], gradients=[None])
 
-        return train(model, clean, config, losses, progress=progress, checkpoint=checkpoint)
+        return train(model, clean, config, parts, progress=progress, checkpoint=checkpoint)

@@ -15,6 +15,8 @@ from torchvision.ops import StochasticDepth
 from medic_core.config import Config
 from medic_core.data import Batches
 from medic_core.errors import NonFiniteLossError
+from medic_core.removal.bisection import Trial
+from medic_core.removal.optimizers import build_optimizers, rate_share, set_rates
 
 State = dict[str, Any]
 """What a checkpoint holds: tensors, numbers, strings, and lists and dictionaries of them."""
@@ -28,11 +30,13 @@ class Progress:
         step: Optimiser steps done.
         total_steps: Of the whole removal.
         history: One dictionary of mean losses per finished epoch, those before a resume included.
+        trials: Finished runs of a search, in order; empty where the method does not search.
     """
 
     step: int
     total_steps: int
     history: tuple[Mapping[str, float], ...]
+    trials: tuple[Trial, ...] = ()
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -89,8 +93,8 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What one batch gives.
+class Part:
+    """What one micro-batch gives; the parts of a batch add up to its losses and gradients.
 
     Attributes:
         values: Scalars, reported as means over an epoch.
@@ -103,16 +107,20 @@ class Losses:
     gradients: Sequence[Tensor | None]
 
 
+Parts = Callable[[Tensor, Tensor], Iterator[Part]]
+"""From a batch of inputs and labels to its parts, each with the graph to the model; one part at a time is kept."""
+
+
 def train(
     model: nn.Module,
     data: Batches,
     config: Config,
-    losses: Callable[[Tensor, Tensor], Losses],
+    parts: Parts,
     *,
     progress: ProgressCallback = silent,
     checkpoint: Checkpoint | None = None,
 ) -> nn.Module:
-    """Minimise a loss over ``config.epochs`` epochs of ``data`` by Adam with a cosine schedule per epoch to 0.
+    """Minimise a loss over the epochs of ``data`` that ``config`` asks for.
 
     Each epoch's randomness depends on seed and epoch alone, so that a run taken up at a checkpoint ends with the same
     weights, to the bit on a CPU. The last epoch's model is what is returned, never the best.
@@ -121,7 +129,7 @@ def train(
         model: Trained in place.
         data: Images to train on, on the device of the model.
         config: Optimiser, schedule, augmentation, seed.
-        losses: Of one batch of inputs and labels, with the graph to ``model``.
+        parts: Of one batch: what is minimised.
         progress: Called at the start and after every step.
         checkpoint: Where the state goes after every epoch.
 
@@ -132,26 +140,24 @@ def train(
         NonFiniteLossError: The loss was NaN or infinite in an epoch.
     """
     store = checkpoint or NoCheckpoint()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizers = build_optimizers(model, config)
     state = store.load()
-    done, history = _restore(state, model, optimizer) if state else (0, [])
-    steps = data.steps(config)
-    progress(Progress(done * steps, config.epochs * steps, tuple(history)))
-    for epoch in range(done, config.epochs):
-        torch.manual_seed(config.seed * 1_000_003 + epoch)  # for layers that draw while training
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_rate(config.learning_rate, epoch, config.epochs)
-        history.append(_train_epoch(model, data, config, losses, optimizer, epoch, steps, tuple(history), progress))
+    done, history = _restore(state, model, optimizers) if state else (0, [])
+    epochs, steps = data.epochs(config), data.steps(config)
+    progress(Progress(done * steps, epochs * steps, tuple(history)))
+    for epoch in range(done, epochs):
+        torch.manual_seed(config.seed * 1_000_003 + epoch)  # for what draws while training
+        history.append(_train_epoch(model, data, config, parts, optimizers, epoch, tuple(history), progress))
         store.save(
             {
                 "epoch": epoch + 1,
                 "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "history": history,
             },
             epoch=epoch + 1,
         )
-        progress(Progress((epoch + 1) * steps, config.epochs * steps, tuple(history)))
+        progress(Progress((epoch + 1) * steps, epochs * steps, tuple(history)))
     return model.eval()
 
 
@@ -159,38 +165,48 @@ def _train_epoch(
     model: nn.Module,
     data: Batches,
     config: Config,
-    losses: Callable[[Tensor, Tensor], Losses],
-    optimizer: torch.optim.Optimizer,
+    parts: Parts,
+    optimizers: Sequence[torch.optim.Optimizer],
     epoch: int,
-    steps: int,
     history: tuple[Mapping[str, float], ...],
     progress: ProgressCallback,
 ) -> dict[str, float]:
     model.train()
+    epochs, steps = data.epochs(config), data.steps(config)
     sums: dict[str, Tensor] = {}
     for number, (images, labels) in enumerate(data.shuffled(config, epoch=epoch)):
-        parts = losses(images, labels)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(parts.roots, parts.gradients)
-        optimizer.step()
-        for name, value in parts.values.items():
-            kept = value.detach() * len(labels)
+        set_rates(optimizers, rate_share(config.schedule, epoch * steps + number, steps=steps, epochs=epochs))
+        for name, value in take_step(optimizers, parts(images, labels)).items():
+            kept = value * len(labels)
             sums[name] = sums[name] + kept if name in sums else kept
-        progress(Progress(epoch * steps + number + 1, config.epochs * steps, history))
+        progress(Progress(epoch * steps + number + 1, epochs * steps, history))
     means = {name: float(total) / len(data) for name, total in sums.items()}
     if not all(math.isfinite(mean) for mean in means.values()):
         raise NonFiniteLossError(
-            f"The loss became NaN or infinite in epoch {epoch + 1} of {config.epochs}: lower learning_rate."
+            f"The loss became NaN or infinite in epoch {epoch + 1} of {epochs}: lower learning_rate."
         )
     return {"epoch": epoch + 1, **means}
 
 
-def _restore(state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, list[Mapping[str, float]]]:
+def take_step(optimizers: Sequence[torch.optim.Optimizer], parts: Iterator[Part]) -> dict[str, Tensor]:
+    """Take one optimiser step on the parts of a batch, and return the sum of their values."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    values: dict[str, Tensor] = {}
+    for part in parts:
+        torch.autograd.backward(part.roots, part.gradients)
+        for name, value in part.values.items():
+            values[name] = values[name] + value.detach() if name in values else value.detach()
+        del part  # before the next is made: together they would need the memory of both
+    for optimizer in optimizers:
+        optimizer.step()
+    return values
+
+
+def _restore(
+    state: State, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[int, list[Mapping[str, float]]]:
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     return int(state["epoch"]), list(state["history"])
-
-
-def cosine_rate(start: float, epoch: int, epochs: int) -> float:
-    """Learning rate of ``epoch`` (from 0) on half a cosine from ``start`` towards 0 at ``epochs``."""
-    return 0.5 * start * (1 + math.cos(math.pi * epoch / epochs))

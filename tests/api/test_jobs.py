@@ -31,6 +31,17 @@ def test_the_record_resolves_every_value_of_the_preset(client: httpx.Client, spe
     assert (removal["temperature"], removal["statistics"], removal["seed"]) == (7.0, "per_neuron", 0)
 
 
+def test_the_record_of_a_search_resolves_its_settings_and_holds_no_temperature(
+    client: httpx.Client, spec: dict[str, Any]
+) -> None:
+    chosen = {"method": "auto", "preset": "paper", "accuracy_budget": 0.02}
+    removal = client.post("/v1/jobs", json={**spec, "removal": chosen}).json()["removal"]
+    assert (removal["accuracy_budget"], removal["runs"], removal["statistics"]) == (0.02, 4, "per_neuron")
+    assert "temperature" not in removal
+    refused = client.post("/v1/jobs", json={**spec, "removal": {**chosen, "temperature": 5.0}})
+    assert problem(refused, 422)["errors"][0]["pointer"].endswith("temperature")
+
+
 def test_a_client_reads_back_its_own_spec(client: httpx.Client, spec: dict[str, Any]) -> None:
     body = JobSpec.model_validate(spec).model_dump_json()
     answer = client.post("/v1/jobs", content=body)

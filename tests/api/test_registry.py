@@ -37,9 +37,12 @@ def test_every_removal_method_is_listed_with_its_schema(client: httpx.Client) ->
 def test_presets_are_listed_as_they_are_expanded(client: httpx.Client) -> None:
     methods = {method["name"]: method for method in client.get("/v1/methods").json()["methods"]}
     assert methods["medic"]["presets"].keys() == PRESETS.keys()
+    assert methods["auto"]["presets"].keys() == PRESETS.keys()
     assert methods["scratch"]["presets"] == {}
-    for name, values in methods["medic"]["presets"].items():
-        assert {**values, "method": "medic", "preset": name} == json.loads(json.dumps(expand_preset({"preset": name})))
+    for method in ("medic", "auto"):
+        for name, values in methods[method]["presets"].items():
+            chosen = {"method": method, "preset": name}
+            assert {**values, **chosen} == json.loads(json.dumps(expand_preset(chosen)))
 
 
 @pytest.mark.parametrize("preset", [None, [], {}, 1, "unknown"])

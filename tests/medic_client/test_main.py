@@ -103,6 +103,13 @@ def test_every_option_reaches_the_spec(fake, files):
     assert spec["deadline_seconds"] == 90
 
 
+def test_another_method_takes_settings_of_its_own(fake, files):
+    result = sanitize(files, "--method", "auto", "--set", "accuracy_budget=0.02")
+    assert result.exit_code == 0, result.output
+    removal = fake.specs[0]["removal"]
+    assert (removal["method"], removal["accuracy_budget"], removal["runs"]) == ("auto", 0.02, 4)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

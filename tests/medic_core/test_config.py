@@ -7,11 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from medic_core.config import PRESETS, InvalidConfigError, MedicConfig, ScratchConfig, expand_preset
+from medic_core.config import PRESETS, AutoConfig, InvalidConfigError, MedicConfig, ScratchConfig, expand_preset
 
 OUT_OF_BOUNDS = {
     "epochs": 0,
     "batch_size": 1,
+    "micro_batch_size": 1,
+    "corruption": 1.1,
     "learning_rate": 0.0,
     "weight_decay": -0.1,
     "crop_padding": -1,
@@ -30,12 +32,30 @@ def test_a_value_out_of_bounds_is_refused_in_python_and_over_http(field: str, va
         TypeAdapter(MedicConfig).validate_python({field: value})
 
 
-def test_an_empty_choice_of_layers_is_refused() -> None:
+@pytest.mark.parametrize("config", [MedicConfig, AutoConfig])
+def test_an_empty_choice_of_layers_is_refused(config: type[MedicConfig | AutoConfig]) -> None:
     with pytest.raises(InvalidConfigError, match="layers"):
-        MedicConfig(layers=())
+        config(layers=())
 
 
-@pytest.mark.parametrize("config", [MedicConfig, ScratchConfig])
+@pytest.mark.parametrize("lowest", [2.0, 3.0])
+def test_an_empty_interval_of_temperatures_is_refused(lowest: float) -> None:
+    with pytest.raises(InvalidConfigError, match="lowest_temperature"):
+        AutoConfig(lowest_temperature=lowest, highest_temperature=2.0)
+    with pytest.raises(ValidationError, match="lowest_temperature"):
+        TypeAdapter(AutoConfig).validate_python({"lowest_temperature": lowest, "highest_temperature": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    {"accuracy_budget": 1.1, "runs": 0, "lowest_temperature": 0.0, "highest_temperature": 1e4}.items(),
+)
+def test_a_search_out_of_bounds_is_refused(field: str, value: float) -> None:
+    with pytest.raises(InvalidConfigError, match=field):
+        AutoConfig(**{field: value})
+
+
+@pytest.mark.parametrize("config", [MedicConfig, AutoConfig, ScratchConfig])
 def test_a_misspelt_key_is_an_error(config: type) -> None:
     with pytest.raises(ValidationError, match="temprature"):
         TypeAdapter(config).validate_python({"temprature": 5})
@@ -49,6 +69,14 @@ def test_what_the_caller_sets_wins_over_the_preset(preset: str, temperature: flo
     for field, value in PRESETS[preset].items():
         if field != "temperature":
             assert getattr(config, field) == value
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_sets_for_auto_what_it_sets_for_medic_but_the_temperature(preset: str) -> None:
+    expanded = {method: expand_preset({"method": method, "preset": preset}) for method in ("auto", "medic")}
+    assert TypeAdapter(AutoConfig).validate_python(expanded["auto"]).preset == preset
+    del expanded["medic"]["temperature"]
+    assert {**expanded["auto"], "method": "medic"} == expanded["medic"]
 
 
 @pytest.mark.parametrize(
@@ -69,3 +97,4 @@ def test_preset_paper_trains_the_architectures_of_its_appendix_e7_more_gently(ar
 
 def test_the_defaults_are_the_default_preset() -> None:
     assert TypeAdapter(MedicConfig).validate_python(expand_preset({})) == MedicConfig()
+    assert TypeAdapter(AutoConfig).validate_python(expand_preset({"method": "auto"})) == AutoConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medic_core.activations import Statistics
-from medic_core.importance import cloning_loss, neuron_importance
+from medic_core.importance import Impact, cloning_loss, neuron_importance
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 
@@ -48,34 +49,48 @@ def test_without_any_impact_the_weights_are_the_root_of_a_softmax(shape: tuple[i
     torch.testing.assert_close(weights, (softmax / neurons).sqrt())
 
 
+@given(SHAPES, st.floats(0.1, 5), st.integers(0, 2**31))
+def test_normalized_importance_is_the_same_divided_by_its_sum(
+    shape: tuple[int, ...], temperature: float, seed: int
+) -> None:
+    activation, impact = temperature * drawn(2, shape, seed)
+    weights = neuron_importance(activation, impact)
+    total = weights.flatten(1).sum(dim=1).view(-1, *[1] * (weights.dim() - 1))
+    torch.testing.assert_close(neuron_importance(activation, impact, normalize=True), weights / total)
+
+
 def loss_by_definition(
-    output: Tensor, gradient: Tensor, taught: Tensor, cloned: Tensor, mean: Tensor, std: Tensor, *, magnitude: bool
+    output: Tensor, gradient: Tensor, taught: Tensor, cloned: Tensor, mean: Tensor, std: Tensor, *, impact: Impact
 ) -> tuple[Tensor, Tensor]:
     """Eq. 1 to 4 with ordinary operations, at τ = 1.5; and the mass of the weights."""
-    impact = std * gradient
-    weights = importance_by_definition((output - mean) / (std + 1e-5), impact.abs() if magnitude else impact, 1.5)
+    weighed = std * gradient if impact == "signed" else (std * gradient).abs()
+    if impact == "relative":
+        weighed = torch.stack([sample / sample.mean() for sample in weighed])
+    weights = importance_by_definition((output - mean) / (std + 1e-5), weighed, 1.5)
     distance = ((taught - cloned) / std).square()
     return (weights * distance).flatten(1).sum(dim=1).mean(), weights.flatten(1).sum(dim=1).mean()
 
 
-@given(SHAPES, st.integers(0, 2**31), st.booleans(), st.booleans(), st.booleans())
+@given(SHAPES, st.integers(0, 2**31), st.sampled_from(get_args(Impact)), st.booleans(), st.booleans())
 def test_the_cloning_loss_agrees_with_its_definition(
-    shape: tuple[int, ...], seed: int, magnitude: bool, channels_last: bool, per_neuron: bool
+    shape: tuple[int, ...], seed: int, impact: Impact, channels_last: bool, per_neuron: bool
 ) -> None:
     output, gradient, taught, cloned, spread, center = drawn(6, shape, seed)
     like = (1, *shape[1:]) if per_neuron else (1, shape[1], 1, 1)
     mean = center[:1].expand(like) if per_neuron else center[:1, :, :1, :1]
     std = (spread[:1] if per_neuron else spread[:1, :, :1, :1]).abs() + 0.3
     cloned.requires_grad_()
-    value, mass = loss_by_definition(output, gradient, taught, cloned, mean, std, magnitude=magnitude)
+    value, mass = loss_by_definition(output, gradient, taught, cloned, mean, std, impact=impact)
     (by_autograd,) = torch.autograd.grad(3.0 * value, cloned)
     order = torch.channels_last if channels_last else torch.contiguous_format
     found = cloning_loss(
         *(each.detach().contiguous(memory_format=order) for each in (output, gradient, taught, cloned)),
         Statistics(mean, std),
         temperature=1.5,
-        magnitude=magnitude,
+        impact=impact,
+        normalize=False,
         weight=3.0,
+        batch=shape[0],
     )
     torch.testing.assert_close(found.value, value.detach())
     torch.testing.assert_close(found.mass, mass)
@@ -86,7 +101,29 @@ def test_tokens_are_cloned_like_positions() -> None:
     output, gradient, taught, cloned = drawn(4, (3, 5, 6), seed=9)
     mean, std = torch.zeros(1, 1, 6, dtype=torch.float64), torch.full((1, 1, 6), 2.0, dtype=torch.float64)
     found = cloning_loss(
-        output, gradient, taught, cloned, Statistics(mean, std), temperature=1.5, magnitude=False, weight=1.0
+        *(output, gradient, taught, cloned),
+        Statistics(mean, std),
+        temperature=1.5,
+        impact="signed",
+        normalize=False,
+        weight=1.0,
+        batch=3,
     )
-    value, _ = loss_by_definition(output, gradient, taught, cloned, mean, std, magnitude=False)
+    value, _ = loss_by_definition(output, gradient, taught, cloned, mean, std, impact="signed")
     assert math.isclose(float(found.value), float(value), rel_tol=1e-9)
+
+
+def test_a_sample_without_any_gradient_has_finite_importance() -> None:
+    output, taught, cloned = drawn(3, (2, 3, 2, 2), seed=1)
+    spread = Statistics(torch.zeros(1, 3, 1, 1, dtype=torch.float64), torch.ones(1, 3, 1, 1, dtype=torch.float64))
+    found = cloning_loss(
+        *(output, torch.zeros_like(output), taught, cloned),
+        spread,
+        temperature=1.5,
+        impact="relative",
+        normalize=True,
+        weight=1.0,
+        batch=2,
+    )
+    assert found.gradient.isfinite().all()
+    assert math.isclose(float(found.mass), 1.0)

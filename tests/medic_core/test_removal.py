@@ -1,27 +1,43 @@
-"""The contract that every removal method keeps, and Algorithm 1 held against a transcription of its definition."""
+"""The contract that every removal method keeps."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import io
 import math
 from collections.abc import Mapping
 from typing import get_args
 
 import pytest
 import torch
-import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medic_core.architectures import find_architecture
-from medic_core.config import MedicConfig, RemovalConfig, ScratchConfig, expand_preset
-from medic_core.data import STATISTICS_EPOCH, Batches
+from medic_core.config import AutoConfig, MedicConfig, RemovalConfig, ScratchConfig
+from medic_core.data import Batches
 from medic_core.errors import DataTooSmallError, LayerNotFoundError, NonFiniteLossError
 from medic_core.removal import Progress, Suspect, remove_backdoor
-from medic_core.removal.training import State, cosine_rate, seeded, without_dropout
+from medic_core.removal.auto import split_holdout
+from medic_core.removal.optimizers import rate_share
+from medic_core.removal.training import State, without_dropout
 
-ONE_EPOCH: tuple[RemovalConfig, ...] = (MedicConfig(epochs=1, batch_size=8), ScratchConfig(epochs=1, batch_size=8))
+ONE_EPOCH: tuple[RemovalConfig, ...] = (
+    MedicConfig(epochs=1, batch_size=8),
+    AutoConfig(epochs=1, batch_size=8, runs=2),
+    ScratchConfig(epochs=1, batch_size=8),
+)
 each_method = pytest.mark.parametrize("config", ONE_EPOCH, ids=lambda config: config.method)
+
+
+def epochs_in_all(config: RemovalConfig) -> int:
+    return (config.epochs or 0) * (config.runs if isinstance(config, AutoConfig) else 1)
+
+
+def steps_in_all(config: RemovalConfig, clean: Batches) -> int:
+    trains = split_holdout(clean, config)[0] if isinstance(config, AutoConfig) else clean
+    return epochs_in_all(config) * trains.steps(config)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -67,52 +83,62 @@ class Killed(Exception):  # noqa: N818 - it stands for a kill, not an error
 
 
 class Kept:
-    """A checkpoint in memory that may end the process after an epoch."""
+    """A checkpoint as a file would hold it, that may end the process after an epoch."""
 
     def __init__(self, *, killed_after: int | None = None) -> None:
-        self.state: State | None = None
         self.saved: list[int] = []
+        self._file: bytes | None = None
         self._killed_after = killed_after
 
     def load(self) -> State | None:
-        return self.state
+        return torch.load(io.BytesIO(self._file), weights_only=True) if self._file else None
 
     def save(self, state: State, *, epoch: int) -> None:
-        self.state = copy.deepcopy(state)
+        assert state["epoch"] == epoch
+        file = io.BytesIO()
+        torch.save(state, file)
+        self._file = file.getvalue()
         self.saved.append(epoch)
         if epoch == self._killed_after:
             self._killed_after = None
             raise Killed
 
 
-@pytest.mark.parametrize("killed_after", [1, 2, 3])
-@each_method
+THREE_EPOCHS = tuple(dataclasses.replace(config, epochs=3) for config in ONE_EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("config", "killed_after"),
+    [(config, epoch + 1) for config in THREE_EPOCHS for epoch in range(epochs_in_all(config))],
+    ids=lambda value: getattr(value, "method", value),
+)
 def test_a_run_taken_up_ends_with_the_same_weights_and_metrics(
     config: RemovalConfig, killed_after: int, suspect: Suspect, clean: Batches
 ) -> None:
-    config = dataclasses.replace(config, epochs=3)
     seen: list[Progress] = []
     undisturbed = remove_backdoor(suspect, clean, config, progress=seen.append)
-    history = seen[-1].history
+    last = seen[-1]
     kept = Kept(killed_after=killed_after)
     with pytest.raises(Killed):
         remove_backdoor(suspect, clean, config, checkpoint=kept)
     seen.clear()
     resumed = remove_backdoor(suspect, clean, config, progress=seen.append, checkpoint=kept)
     assert same(weights(undisturbed), weights(resumed))
-    assert seen[-1].history == history
-    assert len(history) == 3
-    assert kept.saved == [1, 2, 3]  # no epoch ran twice
-    assert seen[0].step == killed_after * clean.steps(config)
+    assert seen[-1] == last
+    assert len(last.history) == epochs_in_all(config)
+    assert kept.saved == list(range(1, epochs_in_all(config) + 1))  # no epoch ran twice
+    assert seen[0].step == killed_after * steps_in_all(config, clean) / epochs_in_all(config)
 
 
 @each_method
 def test_progress_counts_every_step(config: RemovalConfig, suspect: Suspect, clean: Batches) -> None:
     seen: list[Progress] = []
     remove_backdoor(suspect, clean, config, progress=seen.append)
-    total = config.epochs * clean.steps(config)
-    assert [each.step for each in seen] == [0, *range(1, total + 1), total]
+    total, steps = steps_in_all(config, clean), [each.step for each in seen]
+    assert steps == sorted(steps)
+    assert set(steps) == set(range(total + 1))
     assert {each.total_steps for each in seen} == {total}
+    assert len(seen[-1].history) == epochs_in_all(config)
 
 
 @each_method
@@ -155,98 +181,22 @@ def test_dropout_comes_back_also_after_an_error() -> None:
     assert layer.p == 0.3
 
 
-def test_the_learning_rate_falls_by_half_a_cosine_per_epoch() -> None:
+def test_cosine_is_torchs_own_schedule_per_epoch() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
     for epoch in range(7):
-        assert math.isclose(cosine_rate(0.01, epoch, 7), optimizer.param_groups[0]["lr"], rel_tol=1e-9)
+        for step in (5 * epoch, 5 * epoch + 4):
+            assert math.isclose(
+                0.01 * rate_share("cosine", step, steps=5, epochs=7), optimizer.param_groups[0]["lr"], rel_tol=1e-9
+            )
         optimizer.step()
         scheduler.step()
 
 
-# --- Algorithm 1, written out for a WRN-10-1 with its ReLUs by hand ---------------------------------------------------
-
-
-def outputs_by_hand(model: nn.Module, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-    """Every layer's output, what a ReLU made of it, and the logits."""
-    output: dict[str, Tensor] = {}
-    rectified: dict[str, Tensor] = {}
-
-    def layer(name: str, features: Tensor, *, relu: bool = False) -> Tensor:
-        output[name] = model.get_submodule(name)(features)
-        if relu:
-            rectified[name] = output[name].clamp(min=0)
-            return rectified[name]
-        return output[name]
-
-    features = layer("conv1", images)
-    for group in ("block1", "block2", "block3"):
-        block = f"{group}.layer.0"
-        active = layer(f"{block}.bn1", features, relu=True)
-        wider = model.get_submodule(block).convShortcut is not None
-        shortcut = layer(f"{block}.convShortcut", active) if wider else features
-        inner = layer(f"{block}.bn2", layer(f"{block}.conv1", active), relu=True)
-        features = shortcut + layer(f"{block}.conv2", inner)
-    features = layer("bn1", features, relu=True)
-    return output, rectified, layer("fc", features.mean(dim=(2, 3)))
-
-
-def loss_by_hand(suspect: Suspect, clean: Batches, config: MedicConfig, layers: set[str]) -> tuple[float, float]:
-    """Classification and cloning loss of the first batch, by ALGORITHM's rows for the two presets."""
-    authors = config.preset == "authors"
-    with torch.no_grad():
-        passes = [
-            (len(images), outputs_by_hand(suspect.model, images)[0])
-            for images, _ in clean.shuffled(config, epoch=STATISTICS_EPOCH)
-        ]
-    images, labels = next(clean.shuffled(config, epoch=0))
-    taught, taught_relu, logits = outputs_by_hand(suspect.model, images.requires_grad_())
-    with seeded(config.seed):
-        clone = suspect.architecture.build().train()
-    cloned, cloned_relu, cloned_logits = outputs_by_hand(clone, images.detach())
-    total = 0.0
-    for name in layers:
-        mean, sigma, eps = spread(name, passes, authors=authors)
-        after_relu = authors and name in taught_relu
-        at = taught_relu[name] if after_relu else taught[name]
-        own = F.cross_entropy(logits, labels, reduction="mean" if authors else "sum")
-        gradient = torch.autograd.grad(own, at, retain_graph=True, materialize_grads=True)[0]
-        impact = sigma * (gradient if authors else gradient.abs())
-        for sample in range(len(labels)):
-            fires = (config.temperature * (taught[name][sample] - mean) / (sigma + eps)).flatten().softmax(0)
-            matters = (config.temperature * impact[sample]).flatten().softmax(0)
-            shown = (taught_relu[name], cloned_relu[name]) if after_relu else (taught[name], cloned[name])
-            distance = ((shown[0][sample] - shown[1][sample]) / sigma).square().flatten()
-            total += float(((fires * matters).sqrt() * distance).sum().detach()) / len(labels)
-    return float(F.cross_entropy(cloned_logits, labels).detach()), total
-
-
-def spread(name: str, passes: list[tuple[int, dict[str, Tensor]]], *, authors: bool) -> tuple[Tensor, Tensor, float]:
-    if not authors:
-        everything = torch.cat([output[name] for _, output in passes])
-        return everything.mean(0), (everything.var(0, correction=0) + 1e-5).sqrt(), 1e-5
-    count = 1e-5 + sum(size for size, _ in passes)
-    over = [dim for dim in range(passes[0][1][name].dim()) if dim != 1]
-    mean = sum(size * output[name].mean(over) for size, output in passes) / count
-    variance = (1 + sum(size * output[name].var(over) for size, output in passes)) / count
-    shape = [-1] + [1] * (passes[0][1][name].dim() - 2)
-    return mean.view(shape), variance.sqrt().view(shape), 1e-5
-
-
-AUTHORS_LAYERS = {"conv1"} | {
-    f"block{group}.layer.0.{layer}" for group in (1, 2, 3) for layer in ("bn1", "conv1", "bn2", "conv2")
-}
-PAPER_LAYERS = AUTHORS_LAYERS | {"block2.layer.0.convShortcut", "block3.layer.0.convShortcut", "bn1", "fc"}
-
-
-@pytest.mark.parametrize(("preset", "layers"), [("authors", AUTHORS_LAYERS), ("paper", PAPER_LAYERS)])
-def test_each_preset_is_algorithm_1_as_written(preset: str, layers: set[str], suspect: Suspect, clean: Batches) -> None:
-    chosen = {"preset": preset, "epochs": 1, "batch_size": 64, "temperature": 2.0}
-    config = MedicConfig(**expand_preset(chosen))
-    seen: list[Progress] = []
-    remove_backdoor(suspect, clean, config, progress=seen.append)
-    found = seen[-1].history[0]  # one batch: the loss of the untrained clone
-    classification, cloning = loss_by_hand(suspect, clean, config, layers)
-    assert found["classification_loss"] == pytest.approx(classification, rel=1e-4)
-    assert found["cloning_loss"] == pytest.approx(cloning, rel=1e-3)
-    assert found["loss"] == pytest.approx(classification + 10 * cloning, rel=1e-3)
+@given(st.integers(1, 50), st.integers(1, 50))
+def test_linear_rises_then_falls_and_never_leaves_its_bounds(epochs: int, steps: int) -> None:
+    rates = [rate_share("linear", step, steps=steps, epochs=epochs) for step in range(epochs * steps)]
+    top = rates.index(max(rates))
+    assert 0 < min(rates) <= max(rates) <= 1
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)

@@ -1,0 +1,140 @@
+"""Algorithm 1 written out with ordinary operations, for wide ResNets: what the fast code is tested and timed against.
+
+Nothing here is fast or shared with ``medic_core.importance`` and ``medic_core.activations``: every quantity is computed
+as its definition says, and autograd finds the gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medic_core.config import CloningConfig, MedicConfig
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One forward pass: each layer's output, what a ReLU made of it, and the logits."""
+
+    output: Mapping[str, Tensor]
+    rectified: Mapping[str, Tensor]
+    logits: Tensor
+
+
+def observe(model: nn.Module, images: Tensor) -> Observed:
+    """Run a ``WideResNet`` layer by layer."""
+    output: dict[str, Tensor] = {}
+    rectified: dict[str, Tensor] = {}
+
+    def layer(name: str, features: Tensor, *, relu: bool = False) -> Tensor:
+        output[name] = model.get_submodule(name)(features)
+        if relu:
+            rectified[name] = output[name].clamp(min=0)
+            return rectified[name]
+        return output[name]
+
+    features = layer("conv1", images)
+    for block in (name.removesuffix(".conv1") for name, _ in model.named_modules() if name.endswith(".conv1")):
+        active = layer(f"{block}.bn1", features, relu=True)
+        wider = model.get_submodule(block).convShortcut is not None
+        shortcut = layer(f"{block}.convShortcut", active) if wider else features
+        inner = layer(f"{block}.bn2", layer(f"{block}.conv1", active), relu=True)
+        features = shortcut + layer(f"{block}.conv2", inner)
+    features = layer("bn1", features, relu=True)
+    return Observed(output, rectified, layer("fc", features.mean(dim=(2, 3))))
+
+
+def layers_of(model: nn.Module, config: CloningConfig) -> list[str]:
+    """Name the layers that the kinds in ``config.layers`` stand for in a ``WideResNet``."""
+    kinds = {
+        "convolution": [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)],
+        "normalization": [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)],
+        "linear": ["fc"],
+    }
+    kinds["features"] = kinds["normalization"]
+    everything = kinds["convolution"] + kinds["normalization"]
+    kinds["authors"] = [name for name in everything if "convShortcut" not in name and name != "bn1"]
+    picked = {name for kind in config.layers for name in kinds[kind]}
+    return [name for name, _ in model.named_modules() if name in picked]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """μ and σ of one layer, and the ε beside σ where the activation is standardised."""
+
+    mean: Tensor
+    sigma: Tensor
+    epsilon: float = 1e-5
+
+
+def spreads(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: CloningConfig) -> dict[str, Spread]:
+    """Measure every layer of the suspect (Algorithm 1, line 2)."""
+    with torch.no_grad():
+        passes = [(len(images), observe(model, images).output) for images, _ in batches]
+    return {name: _spread([(size, output[name]) for size, output in passes], config) for name in passes[0][1]}
+
+
+def _spread(passes: Sequence[tuple[int, Tensor]], config: CloningConfig) -> Spread:
+    if config.statistics == "per_neuron":
+        everything = torch.cat([output for _, output in passes])
+        return Spread(everything.mean(0), (everything.var(0, correction=0) + 1e-5).sqrt())
+    passes = passes[:101]
+    count = 1e-5 + sum(size for size, _ in passes)
+    over = [dim for dim in range(passes[0][1].dim()) if dim != 1]
+    means = torch.stack([size * output.mean(over) for size, output in passes])
+    variances = torch.stack([size * output.var(over) for size, output in passes])
+    shape = [-1] + [1] * (passes[0][1].dim() - 2)
+    return Spread((means.sum(0) / count).view(shape), ((1 + variances.sum(0)) / count).sqrt().view(shape))
+
+
+def importance(output: Tensor, gradient: Tensor, spread: Spread, config: MedicConfig) -> Tensor:
+    """Weigh the neurons of one sample (Eq. 2 to 4)."""
+    fires = (config.temperature * (output - spread.mean) / (spread.sigma + spread.epsilon)).flatten().softmax(0)
+    impact = gradient * spread.sigma
+    if config.impact != "signed":
+        impact = impact.abs()
+    if config.impact == "relative" and impact.any():
+        impact = impact / impact.mean()
+    weights = (fires * (config.temperature * impact).flatten().softmax(0)).sqrt()
+    if config.normalize_importance:
+        weights = weights / weights.sum()
+    return weights.view_as(output)
+
+
+def losses(
+    suspect: nn.Module,
+    clone: nn.Module,
+    images: Tensor,
+    seen: Tensor,
+    labels: Tensor,
+    spread: Mapping[str, Spread],
+    config: MedicConfig,
+) -> tuple[Tensor, Tensor]:
+    """Return classification and cloning loss of one batch, with the graph to the clone.
+
+    Args:
+        suspect: In eval mode.
+        clone: In training mode.
+        images: As the suspect sees them.
+        seen: As the clone sees them.
+        labels: True classes.
+        spread: Of every layer of the suspect.
+        config: Of the cloning.
+    """
+    taught = observe(suspect, images.detach().requires_grad_())
+    own = F.cross_entropy(taught.logits, labels, reduction="mean" if config.gradient == "batch_mean" else "sum")
+    answer = observe(clone, seen)
+    cloning = answer.logits.new_zeros(())
+    for name in layers_of(suspect, config):
+        after_relu = config.compare == "after_relu" and name in taught.rectified
+        lesson, reply = (each.rectified[name] if after_relu else each.output[name] for each in (taught, answer))
+        (gradient,) = torch.autograd.grad(own, lesson, retain_graph=True, materialize_grads=True)
+        for sample in range(len(labels)):
+            weights = importance(taught.output[name][sample], gradient[sample], spread[name], config).detach()
+            distance = ((lesson[sample].detach() - reply[sample]) / spread[name].sigma).square()
+            cloning = cloning + (weights * distance).sum() / len(labels)
+    return F.cross_entropy(answer.logits, labels), cloning

@@ -1,0 +1,154 @@
+"""The fast code against Algorithm 1 written out, in float64: statistics, importance, loss, gradient, optimiser step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from benchmarks.transcription import losses, spreads
+from medic_core.architectures import Architecture, find_architecture
+from medic_core.config import LAYER_KINDS, PRESETS, MedicConfig, Preprocessing, expand_preset
+from medic_core.data import STATISTICS_EPOCH, Batches, corrupt
+from medic_core.removal import Progress, Suspect, remove_backdoor
+from medic_core.removal.optimizers import rate_share
+from medic_core.removal.training import seeded
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "width": st.sampled_from([1, 2]),
+        "side": st.sampled_from([8, 12, 16]),
+        "images": st.integers(5, 12),
+        "classes": st.integers(2, 4),
+        "seed": st.integers(0, 2**20),
+    }
+)
+OPTIONS = st.fixed_dictionaries(
+    {
+        "temperature": st.floats(0.1, 6),
+        "cloning_weight": st.floats(0.1, 20),
+        "layers": st.sampled_from([("features",), ("authors",), ("convolution",), LAYER_KINDS, ("linear",)]),
+        "statistics": st.sampled_from(["per_channel", "per_neuron"]),
+        "gradient": st.sampled_from(["batch_mean", "per_sample"]),
+        "impact": st.sampled_from(["signed", "magnitude", "relative"]),
+        "normalize_importance": st.booleans(),
+        "compare": st.sampled_from(["after_relu", "output"]),
+        "corruption": st.sampled_from([0.0, 0.7]),
+        "schedule": st.sampled_from(["cosine", "linear"]),
+        "batch_size": st.integers(3, 5),
+    }
+)
+
+
+def drawn(width: int, side: int, images: int, classes: int, seed: int) -> tuple[Suspect, Batches]:
+    """A network whose weights are random and whose batch statistics fit its data, with that data."""
+    architecture = find_architecture(f"medic/wide_resnet10_{width}", num_classes=classes)
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, 3, side, side), generator=generator, dtype=torch.uint8)
+    clean = Batches(pixels, torch.arange(images) % classes, Preprocessing(input_size=(side, side), mean=(0.5,) * 3))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = architecture.build().train()
+        model.fc.bias.data.normal_()
+        for inputs, _ in clean.in_order():
+            model(inputs)
+    return Suspect(model.eval(), architecture), clean
+
+
+def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[nn.Module, float, float]:
+    """Train one epoch by Adam's own formulas; return the clone, with its last gradients, and both mean losses."""
+    spread = spreads(suspect.model, clean.shuffled(config, epoch=STATISTICS_EPOCH), config)
+    first, second = 0.0, 0.0
+    with seeded(config.seed):
+        clone = suspect.architecture.build().train()
+        torch.manual_seed(config.seed * 1_000_003)
+        moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in clone.parameters()]
+        for step, (images, labels) in enumerate(clean.shuffled(config, epoch=0)):
+            seen = corrupt(images, config.corruption, clean.preprocessing) if config.corruption else images
+            classification, cloning = losses(suspect.model, clone, images, seen, labels, spread, config)
+            clone.zero_grad()
+            (classification + config.cloning_weight * cloning).backward()
+            rate = config.learning_rate * rate_share(config.schedule, step, steps=clean.steps(config), epochs=1)
+            for weight, (mean, square) in zip(clone.parameters(), moments, strict=True):
+                adam_step(weight, mean, square, rate=rate, decay=config.weight_decay, step=step + 1)
+            first += float(classification.detach()) * len(labels) / len(clean)
+            second += float(cloning.detach()) * len(labels) / len(clean)
+    return clone, first, second
+
+
+def adam_step(weight: nn.Parameter, mean: Tensor, square: Tensor, *, rate: float, decay: float, step: int) -> None:
+    """Kingma and Ba (2015), Algorithm 1, with weight decay added to the gradient."""
+    with torch.no_grad():
+        gradient = weight.grad + decay * weight
+        mean.copy_(0.9 * mean + 0.1 * gradient)
+        square.copy_(0.999 * square + 0.001 * gradient**2)
+        weight -= rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+
+
+def agree(suspect: Suspect, clean: Batches, config: MedicConfig) -> None:
+    expected, classification, cloning = transcribed(suspect, clean, config)
+    seen: list[Progress] = []
+    found = remove_backdoor(suspect, clean, config, progress=seen.append)
+    history = seen[-1].history[0]
+    assert history["classification_loss"] == pytest.approx(classification, rel=1e-6)
+    assert history["cloning_loss"] == pytest.approx(cloning, rel=1e-6)
+    assert history["loss"] == pytest.approx(classification + config.cloning_weight * cloning, rel=1e-6)
+    for (name, weight), (_, other) in zip(found.named_parameters(), expected.named_parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, other.grad, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_each_preset_is_algorithm_1_as_written(preset: str) -> None:
+    chosen = {"preset": preset, "epochs": 1, "batch_size": 4, "optimizer": "adam"}
+    agree(*drawn(width=1, side=16, images=12, classes=3, seed=3), MedicConfig(**expand_preset(chosen)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(SHAPES, OPTIONS)
+def test_every_option_is_algorithm_1_as_written(shape: dict[str, int], options: dict[str, object]) -> None:
+    agree(*drawn(**shape), MedicConfig(epochs=1, optimizer="adam", learning_rate=1e-3, **options))
+
+
+@dataclasses.dataclass(frozen=True)
+class Apart(Architecture):
+    """Builds a network in which the images of a batch do not see each other."""
+
+    name: str = "medic/vgg11"
+    num_classes: int = 3
+
+    def build(self) -> nn.Module:
+        stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2))
+        return nn.Sequential(
+            stem, nn.GroupNorm(4, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        )
+
+
+def gradients(suspect: Suspect, clean: Batches, config: MedicConfig) -> list[Tensor]:
+    return [weight.grad for weight in remove_backdoor(suspect, clean, config).parameters() if weight.grad is not None]
+
+
+@settings(max_examples=10, deadline=None)
+@given(OPTIONS.map(lambda options: {**options, "batch_size": 7}), st.sampled_from([2, 3]), st.integers(0, 2**20))
+def test_micro_batches_have_the_gradient_of_the_whole_batch(options: dict[str, object], size: int, seed: int) -> None:
+    _, clean = drawn(width=1, side=8, images=14, classes=3, seed=seed)
+    with seeded(seed):
+        suspect = Suspect(Apart().build().eval(), Apart())
+    whole = MedicConfig(epochs=1, **options)
+    parts = dataclasses.replace(whole, micro_batch_size=size)
+    for one, other in zip(gradients(suspect, clean, whole), gradients(suspect, clean, parts), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
