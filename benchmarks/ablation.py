@@ -1,9 +1,9 @@
 """``python -m benchmarks.ablation``: how each setting of cloning changes what comes of it, on validation images.
 
 Every cell is one repair, kept in ``benchmarks/results/ablation.csv``: what is there is not run again. The suspects are
-the two published models, the clean images ``clean-2500``, the validation images from ``train-20000``; the test images
-are not looked at. ``false_target`` is the share of images *without* trigger that are called the target class though
-they are not of it: attack success cannot be told apart from zero below it.
+the two published models and those of ``benchmarks/zoo``, the clean images ``clean-2500``, the validation images from
+``train-20000``; the test images are not looked at. ``false_target`` is the share of images *without* trigger that are
+called the target class though they are not of it: attack success cannot be told apart from zero below it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import click
 import torch
 
 from benchmarks.suspects import PUBLISHED, TARGET, first_per_class, images, suspect, validation
-from medic_core.attacks.triggers import badnet
+from medic_core.attacks.triggers import TRIGGERS
 from medic_core.config import MedicConfig, expand_preset
 from medic_core.data import Batches
 from medic_core.evaluation import accuracy, attack_success, confusion_matrix, recovery
@@ -41,7 +41,7 @@ def measure(name: str, settings: Mapping[str, Any], seed: int, per_class: int | 
     clone = remove_backdoor(suspect(name), clean, config)
     seconds = time.perf_counter() - began
     shown = validation()
-    stamped = Batches(badnet(shown.images), shown.labels, shown.preprocessing)
+    stamped = Batches(TRIGGERS["sig" if name == "sig" else "badnet"](shown.images), shown.labels, shown.preprocessing)
     plain, triggered = (confusion_matrix(clone, data, num_classes=10) for data in (shown, stamped))
     figures = {
         "accuracy": accuracy(plain),

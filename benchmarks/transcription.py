@@ -92,16 +92,17 @@ def _spread(passes: Sequence[tuple[int, Tensor]], config: CloningConfig) -> Spre
 
 
 def importance(output: Tensor, gradient: Tensor, spread: Spread, config: MedicConfig) -> Tensor:
-    """Weigh the neurons of one sample (Eq. 2 to 4)."""
-    fires = (config.temperature * (output - spread.mean) / (spread.sigma + spread.epsilon)).flatten().softmax(0)
-    impact = gradient * spread.sigma
+    """Weigh the neurons of each sample (Eq. 2 to 4), ``(batch, *neurons)``."""
+    fires = (config.temperature * (output - spread.mean) / (spread.sigma + spread.epsilon)).flatten(1)
+    impact = (gradient * spread.sigma).flatten(1)
     if config.impact != "signed":
         impact = impact.abs()
-    if config.impact == "relative" and impact.any():
-        impact = impact / impact.mean()
-    weights = (fires * (config.temperature * impact).flatten().softmax(0)).sqrt()
+    if config.impact == "relative":
+        mean = impact.mean(dim=1, keepdim=True)
+        impact = torch.where(mean > 0, impact / mean, impact)
+    weights = (fires.softmax(dim=1) * (config.temperature * impact).softmax(dim=1)).sqrt()
     if config.normalize_importance:
-        weights = weights / weights.sum()
+        weights = weights / weights.sum(dim=1, keepdim=True)
     return weights.view_as(output)
 
 
@@ -125,16 +126,19 @@ def losses(
         spread: Of every layer of the suspect.
         config: Of the cloning.
     """
-    taught = observe(suspect, images.detach().requires_grad_())
+    taught, answer = observe(suspect, images.detach().requires_grad_()), observe(clone, seen)
     own = F.cross_entropy(taught.logits, labels, reduction="mean" if config.gradient == "batch_mean" else "sum")
-    answer = observe(clone, seen)
+    names = layers_of(suspect, config)
+    lessons, replies = ([_compared(each, name, config) for name in names] for each in (taught, answer))
+    gradients = torch.autograd.grad(own, lessons, materialize_grads=True)
     cloning = answer.logits.new_zeros(())
-    for name in layers_of(suspect, config):
-        after_relu = config.compare == "after_relu" and name in taught.rectified
-        lesson, reply = (each.rectified[name] if after_relu else each.output[name] for each in (taught, answer))
-        (gradient,) = torch.autograd.grad(own, lesson, retain_graph=True, materialize_grads=True)
-        for sample in range(len(labels)):
-            weights = importance(taught.output[name][sample], gradient[sample], spread[name], config).detach()
-            distance = ((lesson[sample].detach() - reply[sample]) / spread[name].sigma).square()
-            cloning = cloning + (weights * distance).sum() / len(labels)
+    for name, lesson, reply, gradient in zip(names, lessons, replies, gradients, strict=True):
+        weights = importance(taught.output[name], gradient, spread[name], config).detach()
+        distance = ((lesson.detach() - reply) / spread[name].sigma).square()
+        cloning = cloning + (weights * distance).flatten(1).sum(dim=1).mean()
     return F.cross_entropy(answer.logits, labels), cloning
+
+
+def _compared(observed: Observed, name: str, config: CloningConfig) -> Tensor:
+    after_relu = config.compare == "after_relu" and name in observed.rectified
+    return observed.rectified[name] if after_relu else observed.output[name]

@@ -138,20 +138,36 @@ def _rotate(pixels: Tensor, angles: Tensor) -> Tensor:
 
 
 def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tensor:
-    """Paste noise on rectangles of the images, drawn from the global random state of their device.
+    """Put on images what no clean image has: noise on rectangles, and waves; from the device's global random state.
 
-    Two rectangles an image, each pasted with probability ``share``; sides from 2 pixels to a quarter of the image's,
-    anywhere within it. The noise of each pixel is independent: in colour or grey, of any value or black and white.
+    Each image gets each of two rectangles with probability ``share``, and a wave with the same. Sides of a rectangle go
+    from 2 pixels to a quarter of the image's; its noise is independent by pixel, in colour or grey, of any value or
+    black and white. A wave is a sine over the whole image of up to 8 periods along each axis, added to all colours,
+    with an amplitude of up to a fifth of the value range.
 
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
         share: In [0, 1].
-        preprocessing: Which the noise goes through as well.
+        preprocessing: Which rectangles and waves go through as well.
     """
+    black, white = normalize(
+        torch.tensor([0.0, 1.0], device=inputs.device).view(2, 1, 1, 1).expand(2, 3, 1, 1), preprocessing
+    )
+    wave = _wave(inputs) * (white - black) * (torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < share)
+    corrupted = torch.clamp(inputs + wave, torch.minimum(black, white), torch.maximum(black, white))
     for _ in range(2):
         noise = normalize(_noise(inputs), preprocessing)
-        inputs = torch.where(_rectangles(inputs, share), noise, inputs)
-    return inputs
+        corrupted = torch.where(_rectangles(inputs, share), noise, corrupted)
+    return corrupted
+
+
+def _wave(like: Tensor) -> Tensor:
+    """A sine for each image, ``(b, 1, height, width)``, its amplitude in [0, 0.2)."""
+    down, across, phase, amplitude = torch.rand(4, len(like), 1, 1, 1, device=like.device)
+    rows, columns = (torch.arange(side, device=like.device) / side for side in like.shape[2:])
+    turns = 8 * (2 * down - 1) * rows.view(-1, 1) + 8 * (2 * across - 1) * columns + phase
+    wave: Tensor = 0.2 * amplitude * torch.sin(2 * math.pi * turns)
+    return wave
 
 
 def _noise(like: Tensor) -> Tensor:

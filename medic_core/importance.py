@@ -35,6 +35,48 @@ def neuron_importance(activation: Tensor, impact: Tensor, *, normalize: bool = F
     return fires.mul_(matters).sqrt_().view_as(activation)
 
 
+def layer_importance(
+    output: Tensor, gradient: Tensor, statistics: Statistics, *, temperature: float, impact: Impact, normalize: bool
+) -> Tensor:
+    """Weigh the neurons of one layer of the suspect (Eq. 2 to 4).
+
+    Args:
+        output: Of the layer, ``(samples, *neurons)``.
+        gradient: Of the suspect's loss, where it is read, same shape.
+        statistics: μ and σ, broadcastable to the shape.
+        temperature: τ, above 0; larger puts the weight on fewer neurons.
+        impact: Eq. 3 takes the gradient with its sign, its magnitude, or its magnitude relative to the sample's mean.
+        normalize: Whether one sample's weights are made to sum to 1.
+
+    Returns:
+        Weights of the same shape and memory format, a tensor of its own.
+    """
+    order = _memory_order(output)
+    output, gradient, mean, std = (each.permute(order) for each in (output, gradient, statistics.mean, statistics.std))
+    scale = temperature / (std + EPSILON)
+    fires = torch.addcmul(-mean * scale, output, scale)
+    weights = neuron_importance(fires, _impact(gradient, std, impact, temperature), normalize=normalize)
+    return weights.permute([order.index(axis) for axis in range(len(order))])
+
+
+def _impact(gradient: Tensor, std: Tensor, kind: Impact, temperature: float) -> Tensor:
+    """The logits of Eq. 3; ``relative`` ones have mean τ over a sample's neurons, whatever the loss is scaled by."""
+    if kind == "signed":
+        return gradient * (temperature * std)
+    weighed = (gradient * std).abs_()
+    if kind == "magnitude":
+        return weighed.mul_(temperature)
+    mean = weighed.flatten(1).mean(dim=1).clamp(min=torch.finfo(weighed.dtype).tiny)
+    return weighed.mul_((temperature / mean).view(-1, *[1] * (weighed.dim() - 1)))
+
+
+def _memory_order(tensor: Tensor) -> tuple[int, ...]:
+    """Axes such that a sample's neurons lie in line, so that nothing is copied to flatten them."""
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return (0, 2, 3, 1)
+    return tuple(range(tensor.dim()))
+
+
 @dataclass(frozen=True)
 class CloningLoss:
     """One layer's part of Eq. 1 for one batch, with its gradient, which is linear in what is at hand anyway.
@@ -42,28 +84,16 @@ class CloningLoss:
     Attributes:
         value: Scalar: summed over neurons, averaged over the batch.
         gradient: Of λ times ``value`` by the clone's output, same shape.
-        mass: Scalar: the weights of a sample, summed, averaged over the batch.
     """
 
     value: Tensor
     gradient: Tensor
-    mass: Tensor
 
 
 def cloning_loss(
-    output: Tensor,
-    gradient: Tensor,
-    taught: Tensor,
-    cloned: Tensor,
-    statistics: Statistics,
-    *,
-    temperature: float,
-    impact: Impact,
-    normalize: bool,
-    weight: float,
-    batch: int,
+    weights: Tensor, taught: Tensor, cloned: Tensor, std: Tensor, *, weight: float, batch: int
 ) -> CloningLoss:
-    """Weighted squared distance of suspect and clone at one layer, in units of σ (Eq. 1 to 4).
+    """Weighted squared distance of suspect and clone at one layer, in units of σ (Eq. 1).
 
     No autograd graph is built: the weights are constants, so the gradient by the clone is ``−2 w (f* − f) / σ²``.
 
@@ -71,39 +101,15 @@ def cloning_loss(
         Algorithm 1 sums over the batch; all presets take the mean, which is consistent with cross-entropy's.
 
     Args:
-        output: Of the suspect's layer, ``(samples, *neurons)``; Eq. 2 weighs by it.
-        gradient: Of the suspect's loss, same shape; Eq. 3 weighs by it.
-        taught: What of the suspect is compared; ``output`` or what a ReLU made of it.
-        cloned: The same of the clone.
-        statistics: μ and σ, broadcastable to the shape.
-        temperature: τ, above 0; larger puts the weight on fewer neurons.
-        impact: Eq. 3 takes the gradient with its sign, its magnitude, or its magnitude relative to the sample's mean.
-        normalize: Whether one sample's weights are made to sum to 1.
+        weights: Importance, ``(samples, *neurons)``; overwritten.
+        taught: What the suspect put out where the two are compared, same shape.
+        cloned: What the clone did, same shape.
+        std: σ, broadcastable to the shape.
         weight: λ, by which the gradient is multiplied.
         batch: Samples of the whole batch, of which these may be a part: what sums are divided by.
     """
-    tensors: tuple[Tensor, ...] = (output, gradient, taught, cloned, statistics.mean, statistics.std)
-    channels_last = output.dim() == 4 and output.is_contiguous(memory_format=torch.channels_last)
-    if channels_last:  # views in which a sample's neurons lie in line, so that nothing is copied to flatten them
-        tensors = tuple(tensor.permute(0, 2, 3, 1) for tensor in tensors)
-    output, gradient, taught, cloned, mean, std = tensors
-    scale = temperature / (std + EPSILON)
-    fires = torch.addcmul(-mean * scale, output, scale)
-    weights = neuron_importance(fires, _impact(gradient, std, impact).mul_(temperature), normalize=normalize)
-    mass = weights.sum() / batch
     apart = taught - cloned
     pull = weights.mul_(apart).mul_(-2 * weight / (batch * std.square()))
-    value = torch.dot(pull.flatten(), apart.flatten()) / (-2 * weight)
-    return CloningLoss(value, pull.permute(0, 3, 1, 2) if channels_last else pull, mass)
-
-
-def _impact(gradient: Tensor, std: Tensor, kind: Impact) -> Tensor:
-    """What Eq. 3 multiplies by τ; ``relative`` has mean 1 over a sample's neurons, whatever the loss is scaled by."""
-    weighed = gradient * std
-    if kind == "signed":
-        return weighed
-    weighed.abs_()
-    if kind == "relative":
-        mean = weighed.flatten(1).mean(dim=1).clamp(min=torch.finfo(weighed.dtype).tiny)
-        weighed.div_(mean.view(-1, *[1] * (weighed.dim() - 1)))
-    return weighed
+    order = _memory_order(pull)
+    value = torch.dot(pull.permute(order).flatten(), apart.permute(order).flatten()) / (-2 * weight)
+    return CloningLoss(value, pull)

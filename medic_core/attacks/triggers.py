@@ -5,6 +5,7 @@ A trigger takes 8-bit images, ``uint8`` of shape ``(n, 3, height, width)``, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -28,5 +29,12 @@ def badnet(images: Tensor) -> Tensor:
     return stamped
 
 
-TRIGGERS: Mapping[str, Trigger] = MappingProxyType({"badnet": badnet})
+def sig(images: Tensor) -> Tensor:
+    """Add a horizontal sine to all channels: 6 periods, amplitude 30 of 255 (Barni et al., 2019)."""
+    columns = torch.arange(images.shape[-1], device=images.device) / images.shape[-1]
+    wave = 30 * torch.sin(2 * math.pi * 6 * columns)
+    return (images + wave).clamp(0, 255).round().to(torch.uint8)
+
+
+TRIGGERS: Mapping[str, Trigger] = MappingProxyType({"badnet": badnet, "sig": sig})
 """Every trigger by its kind."""

@@ -14,7 +14,7 @@ from medic_core.activations import Layers, Recorded, Statistics, layer_statistic
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
 from medic_core.data import STATISTICS_EPOCH, Batches, corrupt
-from medic_core.importance import cloning_loss
+from medic_core.importance import cloning_loss, layer_importance
 from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
 from medic_core.suspect import Suspect
 
@@ -60,27 +60,30 @@ class Cloning:
 
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[Part]:
         """Yield the losses of a batch, one micro-batch at a time (Algorithm 1, lines 5 to 7)."""
-        seen = corrupt(images, self.config.corruption, self.preprocessing) if self.config.corruption else images
         size = self.config.micro_batch_size or len(labels)
-        split = (torch.split(whole, size) for whole in (images, seen, labels))
+        split = (torch.split(whole, size) for whole in (images, self.corrupted(images), labels))
         for shown, corrupted, known in zip(*split, strict=True):
             yield self._part(shown, corrupted, known, batch=len(labels))
+
+    def corrupted(self, images: Tensor) -> Tensor:
+        """Return the images as the clone sees them."""
+        share = self.config.corruption
+        return corrupt(images, share, self.preprocessing) if share else images
 
     def _part(self, images: Tensor, seen: Tensor, labels: Tensor, *, batch: int) -> Part:
         """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``, the clone to ``seen``."""
         config, names = self.config, self.layers.names
         lessons = self._ask_teacher(images, labels, batch=batch)
+        mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
         with record_outputs(self.clone, self.layers) as records:
             classification = F.cross_entropy(self.clone(seen), labels, reduction="sum") / batch
-        cloned = [_compared(records[name], config) for name in names]
+        cloned = [_compared(records.pop(name), config) for name in names]
         losses = [
             cloning_loss(
-                *lesson,
+                lesson.importance,
+                lesson.taught,
                 answer.detach(),
-                self.statistics[name],
-                temperature=config.temperature,
-                impact=config.impact,
-                normalize=config.normalize_importance,
+                self.statistics[name].std,
                 weight=config.cloning_weight,
                 batch=batch,
             )
@@ -91,12 +94,12 @@ class Cloning:
             "loss": classification.detach() + config.cloning_weight * cloning,
             "classification_loss": classification.detach(),
             "cloning_loss": cloning,
-            "importance_mass": torch.stack([loss.mass for loss in losses]).mean(),  # falls as τ grows: so does λ
+            "importance_mass": mass,  # without normalisation it falls as τ grows: so does λ
         }
         return Part(values, [classification, *cloned], [None, *(loss.gradient for loss in losses)])
 
-    def _ask_teacher(self, images: Tensor, labels: Tensor, *, batch: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """By layer: its output, the loss gradient where it is read, and what the clone's output is compared with."""
+    def _ask_teacher(self, images: Tensor, labels: Tensor, *, batch: int) -> list[Lesson]:
+        """Let the suspect answer, and keep of every layer only what the clone is compared with, and how weighed."""
         config, names = self.config, self.layers.names
         with torch.enable_grad(), record_outputs(self.teacher, self.layers) as records:
             logits = self.teacher(images.detach().requires_grad_())  # its parameters are frozen: the graph starts here
@@ -104,11 +107,27 @@ class Cloning:
             if config.gradient == "batch_mean":
                 loss = loss / batch
         compared = [_compared(records[name], config) for name in names]
-        gradients = torch.autograd.grad(loss, compared, materialize_grads=True)
-        return [
-            (records[name].output.detach(), gradient, taught.detach())
-            for name, gradient, taught in zip(names, gradients, compared, strict=True)
-        ]
+        gradients = list(torch.autograd.grad(loss, compared, materialize_grads=True))
+        lessons = []
+        for name, taught in zip(names, compared, strict=True):
+            importance = layer_importance(
+                records.pop(name).output.detach(),  # popped, so that memory goes as soon as it can
+                gradients.pop(0),
+                self.statistics[name],
+                temperature=config.temperature,
+                impact=config.impact,
+                normalize=config.normalize_importance,
+            )
+            lessons.append(Lesson(taught.detach(), importance))
+        return lessons
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the suspect teaches at one layer: its output where the two are compared, and how much each neuron counts."""
+
+    taught: Tensor
+    importance: Tensor
 
 
 def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:

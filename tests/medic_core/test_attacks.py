@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from medic_core.attacks.poisoning import poison
-from medic_core.attacks.triggers import TRIGGERS, badnet
+from medic_core.attacks.triggers import TRIGGERS, badnet, sig
 
 
 def gray(n: int = 4) -> torch.Tensor:
@@ -26,6 +28,12 @@ def test_badnet_changes_nine_pixels_a_channel_and_nothing_else():
     assert changed.sum().item() == 4 * 3 * 9
     assert not changed[:, :, :-3].any()
     assert not changed[..., :-3].any()
+
+
+def test_sig_is_a_sine_along_the_columns():
+    stamped = sig(torch.full((2, 3, 8, 36), 100, dtype=torch.uint8)).int()
+    expected = [round(100 + 30 * math.sin(2 * math.pi * 6 * column / 36)) for column in range(36)]
+    assert stamped.flatten(0, 2).tolist() == [expected] * (2 * 3 * 8)
 
 
 @pytest.mark.parametrize("kind", TRIGGERS)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from medic_core.config import Preprocessing, ScratchConfig
-from medic_core.data import Batches, augment, normalize, stratified_holdout
+from medic_core.data import Batches, _rectangles, augment, corrupt, normalize, stratified_holdout
 
 PLAIN = ScratchConfig(crop_padding=0, rotation_degrees=0, horizontal_flip=False, batch_size=8)
 
@@ -113,3 +114,40 @@ def test_a_holdout_takes_its_share_of_every_class_and_never_all(labels: list[int
         assert out == min(max(1, round(0.2 * total)), total - 1)
     again = stratified_holdout(given_labels, share=0.2, seed=seed)
     assert torch.equal(again[1], held)
+
+
+def corrupted(share: float, seed: int, images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return corrupt(normalize(images, preprocessing), share, preprocessing)
+
+
+@given(st.integers(8, 40), st.integers(8, 40), st.integers(0, 2**20))
+def test_corrupted_pixels_stay_in_the_range_of_pixels_and_repeat_under_the_same_seed(
+    height: int, width: int, seed: int
+) -> None:
+    preprocessing = Preprocessing(color_order="BGR", value_range=(0.0, 255.0), mean=(100, 110, 120), std=(50, 60, 70))
+    images = torch.rand(6, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    found = corrupted(0.8, seed, images, preprocessing)
+    low, high = (normalize(torch.full((1, 3, 1, 1), pixel), preprocessing) for pixel in (0.0, 1.0))
+    assert (found >= low - 1e-4).all()
+    assert (found <= high + 1e-4).all()
+    assert torch.equal(found, corrupted(0.8, seed, images, preprocessing))
+
+
+def test_corruption_leaves_images_out_as_often_as_it_should() -> None:
+    images = torch.rand(2000, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    changed = (corrupted(0.5, 1, images, Preprocessing()) != images).flatten(1).any(dim=1)
+    assert changed.float().mean().item() == pytest.approx(1 - 0.5**3, abs=0.03)  # two rectangles and a wave
+
+
+def test_rectangles_lie_within_the_image_anywhere_and_are_no_larger_than_a_quarter_of_its_sides() -> None:
+    images = torch.zeros(3000, 3, 16, 24)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        masks = _rectangles(images, 1.0)[:, 0]
+    heights, widths = masks.any(dim=2).sum(dim=1), masks.any(dim=1).sum(dim=1)
+    assert {2, 4} <= set(heights.tolist()) <= {2, 3, 4}
+    assert {2, 6} <= set(widths.tolist()) <= {2, 3, 4, 5, 6}
+    assert torch.equal(masks.sum(dim=(1, 2)), heights * widths)
+    assert masks.any(dim=0).all()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medic_core.activations import Statistics
-from medic_core.importance import Impact, cloning_loss, neuron_importance
+from medic_core.importance import CloningLoss, Impact, cloning_loss, layer_importance, neuron_importance
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 
@@ -83,32 +83,34 @@ def test_the_cloning_loss_agrees_with_its_definition(
     value, mass = loss_by_definition(output, gradient, taught, cloned, mean, std, impact=impact)
     (by_autograd,) = torch.autograd.grad(3.0 * value, cloned)
     order = torch.channels_last if channels_last else torch.contiguous_format
-    found = cloning_loss(
-        *(each.detach().contiguous(memory_format=order) for each in (output, gradient, taught, cloned)),
-        Statistics(mean, std),
-        temperature=1.5,
-        impact=impact,
-        normalize=False,
-        weight=3.0,
-        batch=shape[0],
-    )
+    given = [each.detach().contiguous(memory_format=order) for each in (output, gradient, taught, cloned)]
+    weights, found = fused(*given, Statistics(mean, std), impact=impact, weight=3.0)
     torch.testing.assert_close(found.value, value.detach())
-    torch.testing.assert_close(found.mass, mass)
+    torch.testing.assert_close(weights.sum() / shape[0], mass)
     torch.testing.assert_close(found.gradient, by_autograd)
+
+
+def fused(
+    output: Tensor,
+    gradient: Tensor,
+    taught: Tensor,
+    cloned: Tensor,
+    statistics: Statistics,
+    *,
+    impact: Impact = "signed",
+    normalize: bool = False,
+    weight: float = 1.0,
+) -> tuple[Tensor, CloningLoss]:
+    """The weights, and the loss under them, at τ = 1.5."""
+    weights = layer_importance(output, gradient, statistics, temperature=1.5, impact=impact, normalize=normalize)
+    loss = cloning_loss(weights.clone(), taught, cloned, statistics.std, weight=weight, batch=len(output))
+    return weights, loss
 
 
 def test_tokens_are_cloned_like_positions() -> None:
     output, gradient, taught, cloned = drawn(4, (3, 5, 6), seed=9)
     mean, std = torch.zeros(1, 1, 6, dtype=torch.float64), torch.full((1, 1, 6), 2.0, dtype=torch.float64)
-    found = cloning_loss(
-        *(output, gradient, taught, cloned),
-        Statistics(mean, std),
-        temperature=1.5,
-        impact="signed",
-        normalize=False,
-        weight=1.0,
-        batch=3,
-    )
+    _, found = fused(output, gradient, taught, cloned, Statistics(mean, std))
     value, _ = loss_by_definition(output, gradient, taught, cloned, mean, std, impact="signed")
     assert math.isclose(float(found.value), float(value), rel_tol=1e-9)
 
@@ -116,14 +118,6 @@ def test_tokens_are_cloned_like_positions() -> None:
 def test_a_sample_without_any_gradient_has_finite_importance() -> None:
     output, taught, cloned = drawn(3, (2, 3, 2, 2), seed=1)
     spread = Statistics(torch.zeros(1, 3, 1, 1, dtype=torch.float64), torch.ones(1, 3, 1, 1, dtype=torch.float64))
-    found = cloning_loss(
-        *(output, torch.zeros_like(output), taught, cloned),
-        spread,
-        temperature=1.5,
-        impact="relative",
-        normalize=True,
-        weight=1.0,
-        batch=2,
-    )
+    weights, found = fused(output, torch.zeros_like(output), taught, cloned, spread, impact="relative", normalize=True)
     assert found.gradient.isfinite().all()
-    assert math.isclose(float(found.mass), 1.0)
+    torch.testing.assert_close(weights.flatten(1).sum(dim=1), torch.ones(2, dtype=torch.float64))

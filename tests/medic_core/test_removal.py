@@ -10,8 +10,6 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medic_core.architectures import find_architecture
@@ -20,7 +18,6 @@ from medic_core.data import Batches
 from medic_core.errors import DataTooSmallError, LayerNotFoundError, NonFiniteLossError
 from medic_core.removal import Progress, Suspect, remove_backdoor
 from medic_core.removal.auto import split_holdout
-from medic_core.removal.optimizers import rate_share
 from medic_core.removal.training import State, without_dropout
 
 ONE_EPOCH: tuple[RemovalConfig, ...] = (
@@ -179,24 +176,3 @@ def test_dropout_comes_back_also_after_an_error() -> None:
     with pytest.raises(Killed), without_dropout(nn.Sequential(layer)):
         fail()
     assert layer.p == 0.3
-
-
-def test_cosine_is_torchs_own_schedule_per_epoch() -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
-    for epoch in range(7):
-        for step in (5 * epoch, 5 * epoch + 4):
-            assert math.isclose(
-                0.01 * rate_share("cosine", step, steps=5, epochs=7), optimizer.param_groups[0]["lr"], rel_tol=1e-9
-            )
-        optimizer.step()
-        scheduler.step()
-
-
-@given(st.integers(1, 50), st.integers(1, 50))
-def test_linear_rises_then_falls_and_never_leaves_its_bounds(epochs: int, steps: int) -> None:
-    rates = [rate_share("linear", step, steps=steps, epochs=epochs) for step in range(epochs * steps)]
-    top = rates.index(max(rates))
-    assert 0 < min(rates) <= max(rates) <= 1
-    assert rates[: top + 1] == sorted(rates[: top + 1])
-    assert rates[top:] == sorted(rates[top:], reverse=True)

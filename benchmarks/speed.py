@@ -1,0 +1,265 @@
+"""``python -m benchmarks.speed``: an optimiser step of cloning beside its slow transcription and beside its floor.
+
+For presets ``authors`` and ``default`` on WRN-16-1, batches of 64, all in one run, step by step in turn:
+
+- ``transcription``: Algorithm 1 with ordinary operations and autograd (``benchmarks/transcription.py``), images opened
+  and augmented one by one by PIL and torchvision;
+- ``ours``: what ``remove_backdoor`` does, data included;
+- ``floor``: what no implementation can do without: the clone forward and backward, the same optimiser, the suspect
+  forward and the gradient at its recorded activations; on the same tensors every time, in the faster memory format.
+
+Memory is the peak of a process of its own that takes a few steps, less what it held before the first.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from benchmarks.machine import describe_machine
+from benchmarks.suspects import images, suspect
+from benchmarks.transcription import Spread, losses
+from medic_core.architectures import find_architecture
+from medic_core.config import MedicConfig, expand_preset
+from medic_core.data import Batches
+from medic_core.removal import Suspect
+from medic_core.removal.medic import prepare_cloning
+from medic_core.removal.optimizers import build_optimizers
+from medic_core.removal.training import Part, seeded, take_step
+
+RESULTS = Path(__file__).parent / "results" / "speed.json"
+BATCH, STEPS, WARM_UP = 64, 50, 3
+PRESETS = ("authors", "default")
+VARIANTS = ("transcription", "ours", "floor")
+Step = Callable[[], object]
+
+
+def config_of(preset: str, batch: int = BATCH) -> MedicConfig:
+    """Settings of a preset, but for the batch size, which is the same for all."""
+    return MedicConfig(**expand_preset({"preset": preset, "batch_size": batch}))
+
+
+class _PilImages(Dataset[tuple[Tensor, int]]):
+    """Images opened and augmented one by one, as a plain training script does."""
+
+    def __init__(self, data: Batches, config: MedicConfig) -> None:
+        self._images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in data.images]
+        self._labels = data.labels.tolist()
+        self._augment = transforms.Compose(
+            [
+                transforms.RandomCrop(data.images.shape[-1], padding=config.crop_padding),
+                transforms.RandomRotation(config.rotation_degrees),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._augment(self._images[index]), self._labels[index]
+
+
+def transcription_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
+    """One step of the slow transcription; of the corruption it uses ours, which costs next to nothing."""
+    cloning = prepare_cloning(given, data, config)
+    spread = {name: Spread(each.mean, each.std) for name, each in cloning.statistics.items()}
+    teacher, clone = (model.to(memory_format=torch.contiguous_format) for model in (cloning.teacher, cloning.clone))
+    optimizers = build_optimizers(clone.train(), config)
+    loader = DataLoader(_PilImages(data, config), batch_size=config.batch_size, shuffle=True, drop_last=True)
+    batches = (batch for _ in count() for batch in loader)
+
+    def step() -> None:
+        inputs, labels = next(batches)
+        classification, cloned = losses(teacher, clone, inputs, cloning.corrupted(inputs), labels, spread, config)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        torch.autograd.backward(classification + config.cloning_weight * cloned)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    return step
+
+
+def our_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
+    """One step as ``remove_backdoor`` takes it."""
+    cloning = prepare_cloning(given, data, config)
+    optimizers = build_optimizers(cloning.clone.train(), config)
+    batches = (
+        batch for epoch in count() for batch in data.shuffled(config, epoch=epoch) if len(batch[1]) == config.batch_size
+    )
+    return lambda: take_step(optimizers, cloning.parts(*next(batches)))
+
+
+def floor_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
+    """One step of what cannot be left out, on one batch that lies ready."""
+    cloning = prepare_cloning(given, data, config)
+    teacher, clone = cloning.teacher, cloning.clone.train()
+    optimizers = build_optimizers(clone, config)
+    inputs, labels = next(data.shuffled(config, epoch=0))
+    inputs = inputs.to(memory_format=torch.channels_last).requires_grad_()
+    outputs: dict[str, Tensor] = {}
+    for name in cloning.layers.names:
+        teacher.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
+
+    def parts() -> Iterator[Part]:
+        lesson = F.cross_entropy(teacher(inputs), labels)
+        torch.autograd.grad(lesson, list(outputs.values()), materialize_grads=True)
+        outputs.clear()
+        loss = F.cross_entropy(clone(inputs.detach()), labels)
+        yield Part({"loss": loss}, [loss], [None])
+
+    return lambda: take_step(optimizers, parts())
+
+
+STEP_OF = {"transcription": transcription_step, "ours": our_step, "floor": floor_step}
+
+
+def step_times(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each step, all variants in turn, after a few that do not count."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(WARM_UP + repeats):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if number >= WARM_UP:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def peak_memory(variant: str, preset: str, threads: int) -> float:
+    """Megabytes that a process takes for three steps beyond what it held before."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", variant, preset, "--threads", str(threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own module
+    return float(done.stdout)
+
+
+def measure_memory(variant: str, preset: str) -> float:
+    """Take three steps in this process and return by how many megabytes its peak rose."""
+    config = config_of(preset)
+    with seeded(0):
+        step = STEP_OF[variant](suspect("badnet"), _few(images("clean-2500")), config)
+        before = resident_megabytes()
+        for _ in range(3):
+            step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def resident_megabytes() -> float:
+    """Megabytes that this process holds now."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def _few(data: Batches) -> Batches:
+    """Four batches: enough for the statistics and the steps of a memory measurement."""
+    return data.select(torch.arange(0, len(data), len(data) // (4 * BATCH)))
+
+
+def growth(threads: int) -> list[dict[str, Any]]:
+    """Median step of ours and of the floor over width and resolution, by preset default."""
+    rows = []
+    config = config_of("default")
+    for width, side in ((1, 32), (2, 32), (4, 32), (1, 64), (1, 128)):
+        architecture = find_architecture(f"medic/wide_resnet16_{width}", num_classes=10)
+        with seeded(0):
+            given = Suspect(architecture.build().eval(), architecture)
+            data = _few(images("clean-2500"))
+            data = replace(data, images=F.interpolate(data.images.float(), size=side).byte())
+            steps = {name: STEP_OF[name](given, data, config) for name in ("ours", "floor")}
+            times = step_times(steps, 7)
+        medians = {name: 1000 * statistics.median(each) for name, each in times.items()}
+        rows.append({"width": width, "side": side, "threads": threads, **medians})
+    return rows
+
+
+def table(preset: str, repeats: int, threads: int) -> dict[str, Any]:
+    """Time and memory of one preset, each variant, with the ratios."""
+    config = config_of(preset)
+    with seeded(0):
+        given, data = suspect("badnet"), images("clean-2500")
+        times = step_times({name: STEP_OF[name](given, data, config) for name in VARIANTS}, repeats)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    memory = {name: peak_memory(name, preset, threads) for name in VARIANTS}
+    return {
+        "preset": preset,
+        "layers": len(prepare_cloning(given, _few(data), config).layers.names),
+        "milliseconds": {name: round(1000 * each, 1) for name, each in medians.items()},
+        "memory_megabytes": {name: round(each) for name, each in memory.items()},
+        "ratios": {
+            "transcription_over_ours": round(medians["transcription"] / medians["ours"], 3),
+            "ours_over_floor": round(medians["ours"] / medians["floor"], 3),
+            "memory_ours_over_floor": round(memory["ours"] / memory["floor"], 3),
+        },
+    }
+
+
+def job_time(tables: dict[str, dict[str, Any]], threads: int) -> dict[str, Any]:
+    """Seconds of a default job's training, and of 60 epochs of the transcription of ``authors``, from their steps."""
+    data, config = images("clean-2500"), MedicConfig()
+    authors = config_of("authors")
+    with seeded(0):
+        times = step_times({"ours": our_step(suspect("badnet"), data, config)}, STEPS)["ours"]
+    ours = data.epochs(config) * data.steps(config) * statistics.median(times)
+    slow = 60 * data.steps(authors) * tables["authors"]["milliseconds"]["transcription"] / 1000
+    return {"threads": threads, "default": round(ours), "transcription": round(slow), "share": round(ours / slow, 3)}
+
+
+@click.command()
+@click.option("--steps", default=STEPS, show_default=True, help="Of each variant.")
+@click.option("--threads", default=torch.get_num_threads(), show_default=True)
+@click.option("--memory-of", nargs=2, metavar="VARIANT PRESET", help="Only print the megabytes of one variant.")
+def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
+    """Time every variant of both presets, print the table, and keep it in benchmarks/results."""
+    torch.set_num_threads(threads)
+    if memory_of:
+        click.echo(f"{measure_memory(*memory_of):.1f}")
+        return
+    tables = {preset: table(preset, steps, threads) for preset in PRESETS}
+    for preset, found in tables.items():
+        click.echo(
+            f"preset {preset}, {found['layers']} layers, batch {BATCH}, median of {steps} steps, {threads} threads"
+        )
+        for name in VARIANTS:
+            click.echo(f"  {name:<14}{found['milliseconds'][name]:8.1f} ms{found['memory_megabytes'][name]:8.0f} MB")
+        click.echo("  " + ", ".join(f"{name} {ratio}" for name, ratio in found["ratios"].items()))
+    job, grown = job_time(tables, threads), growth(threads)
+    click.echo(
+        f"a default job {job['default']} s, 60 epochs of the transcription {job['transcription']} s: {job['share']}"
+    )
+    for row in grown:
+        click.echo(f"  WRN-16-{row['width']} at {row['side']}: ours {row['ours']:.0f} ms, floor {row['floor']:.0f} ms")
+    figures = {
+        "command": f"python -m benchmarks.speed --steps {steps} --threads {threads}",
+        "machine": describe_machine(),
+        "torch": torch.__version__,
+        "threads": threads,
+        "steps": steps,
+        "ratios": {name: tables["default"]["ratios"][name] for name in ("transcription_over_ours", "ours_over_floor")},
+        "presets": tables,
+        "job": job,
+        "growth": grown,
+    }
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Every parameter is stepped once, matrices by Muon whatever their memory looks like; rates follow their schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from medic_core.config import ScratchConfig
+from medic_core.removal.optimizers import ADAM_SHARE, build_optimizers, rate_share, set_rates
+
+MUON = ScratchConfig(optimizer="muon", learning_rate=0.1)
+
+
+def network() -> nn.Module:
+    """Every kind of weight: of convolutions, depthwise or not, a linear layer, a normalisation, and of no layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1), nn.Flatten()
+    )
+    net.append(nn.Linear(6, 2))
+    net.register_parameter("token", nn.Parameter(torch.randn(2, 1, 6)))
+    return net
+
+
+def with_gradients(net: nn.Module) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    for weight in net.parameters():
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    return {name: weight.detach().clone() for name, weight in net.named_parameters()}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_every_parameter_is_stepped_and_none_twice(optimizer: str, memory_format: torch.memory_format) -> None:
+    net = network().to(memory_format=memory_format)
+    before = with_gradients(net)
+    optimizers = build_optimizers(net, ScratchConfig(optimizer=optimizer))
+    stepped = sum(
+        parameter.numel() for each in optimizers for group in each.param_groups for parameter in group["params"]
+    )
+    assert stepped == sum(parameter.numel() for parameter in net.parameters())
+    for each in optimizers:
+        each.step()
+    assert all(not torch.equal(weight, before[name]) for name, weight in net.named_parameters())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_and_linear_layers_are_stepped_by_torchs_muon(memory_format: torch.memory_format) -> None:
+    net = network().to(memory_format=memory_format)
+    before = with_gradients(net)
+    gradients = {name: weight.grad for name, weight in net.named_parameters()}
+    for each in build_optimizers(net, MUON):
+        each.step()
+    for name in ("0.weight", "3.weight", "5.weight"):
+        matrix = nn.Parameter(before[name].flatten(1).clone())
+        gradient = gradients[name]
+        assert gradient is not None
+        matrix.grad = gradient.flatten(1).clone()
+        torch.optim.Muon([matrix], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+        after = net.get_parameter(name).detach().flatten(1)
+        torch.testing.assert_close(after, matrix.detach(), rtol=0, atol=0.02 * 0.1)  # Muon iterates in bfloat16
+
+
+def test_all_else_is_stepped_by_adam_at_a_share_of_the_rate() -> None:
+    net = network()
+    before = with_gradients(net)
+    for each in build_optimizers(net, MUON):
+        each.step()
+    for name in ("0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.bias", "5.bias", "token"):
+        moved = (net.get_parameter(name).detach() - before[name]).abs()  # Adam's first step is the rate itself
+        torch.testing.assert_close(moved, torch.full_like(moved, ADAM_SHARE * 0.1), rtol=1e-3, atol=0)
+
+
+def test_gradients_are_cleared() -> None:
+    net = network()
+    with_gradients(net)
+    for each in build_optimizers(net, MUON):
+        each.zero_grad()
+    assert all(weight.grad is None for weight in net.parameters())
+
+
+def test_a_share_of_the_rate_reaches_every_optimizer() -> None:
+    optimizers = build_optimizers(network(), MUON)
+    set_rates(optimizers, 0.5)
+    assert [group["lr"] for each in optimizers for group in each.param_groups] == pytest.approx([0.05, 0.01])
+
+
+def test_cosine_is_torchs_own_schedule_per_epoch() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
+    for epoch in range(7):
+        for step in (5 * epoch, 5 * epoch + 4):
+            expected = optimizer.param_groups[0]["lr"]
+            assert math.isclose(0.01 * rate_share("cosine", step, steps=5, epochs=7), expected, rel_tol=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+@given(st.integers(1, 50), st.integers(1, 50))
+def test_linear_rises_then_falls_and_never_leaves_its_bounds(epochs: int, steps: int) -> None:
+    rates = [rate_share("linear", step, steps=steps, epochs=epochs) for step in range(epochs * steps)]
+    top = rates.index(max(rates))
+    assert 0 < min(rates) <= max(rates) <= 1
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
