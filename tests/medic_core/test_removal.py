@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medic_core.architectures import find_architecture
 from medic_core.config import AutoConfig, MedicConfig, RemovalConfig, ScratchConfig
-from medic_core.data import Batches
+from medic_core.data import EPOCHS, STEPS, Batches
 from medic_core.errors import DataTooSmallError, LayerNotFoundError, NonFiniteLossError
 from medic_core.removal import Progress, Suspect, remove_backdoor
 from medic_core.removal.auto import split_holdout
@@ -176,3 +176,12 @@ def test_dropout_comes_back_also_after_an_error() -> None:
     with pytest.raises(Killed), without_dropout(nn.Sequential(layer)):
         fail()
     assert layer.p == 0.3
+
+
+def test_little_data_is_trained_on_for_more_epochs_where_the_config_does_not_say_how_many(clean: Batches) -> None:
+    config = MedicConfig(batch_size=8)
+    assert clean.epochs(config) * clean.steps(config) >= STEPS
+    assert (clean.epochs(config) - 1) * clean.steps(config) < STEPS
+    assert clean.epochs(dataclasses.replace(config, epochs=3)) == 3
+    plenty = clean.select(torch.arange(33).repeat(400))
+    assert plenty.epochs(config) == EPOCHS

@@ -1,4 +1,4 @@
-"""What the trainer writes of a search for the temperature, from inputs that intake has read."""
+"""What the trainer writes into the report, from inputs that intake has read."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_report_says_what_auto_tried_and_why_it_chose(inputs: Path, tmp_path
     assert (report.train_samples, report.test_samples) == (72, 150)
     assert result.warnings == report.warnings == ()
     assert report.removal.method == "auto"
-    assert len(report.cloned_layers) == 13
+    assert len(report.cloned_layers) == 7
     rows = [json.loads(row) for row in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [(row["run"], row["epoch"]) for row in rows] == [(1, 1), (2, 1)]
     assert [row["temperature"] for row in rows] == [trial.temperature for trial in search.trials]
@@ -98,3 +98,14 @@ def test_a_method_that_does_not_search_reports_no_search(inputs: Path, tmp_path:
     assert report.temperature_search is None
     assert result.warnings == ()
     assert report.train_samples == 90
+
+
+def test_the_report_says_that_batch_normalisation_saw_micro_batches_only(inputs: Path, tmp_path: Path) -> None:
+    result, report = sanitized(inputs, tmp_path, micro_batch_size=4)
+    (warning,) = [each for each in report.warnings if "micro-batches of 4" in each]
+    assert warning in result.warnings
+
+
+def test_the_report_holds_the_number_of_epochs_that_was_trained(inputs: Path, tmp_path: Path) -> None:
+    _, report = sanitized(inputs, tmp_path, epochs=None, method="scratch")
+    assert report.removal.epochs == len((tmp_path / "out/metrics.jsonl").read_text().splitlines()) > 60
