@@ -1,8 +1,9 @@
 # demo        repair a small backdoored model, from upload to table
 # serve       the service on http://127.0.0.1:8000
 # test        every test          lint          every check that reads the code
-# bench       the quick figures: bench-upload
-# bench-real  the two published models; bench-upload: memory under a 2 GB upload
+# bench       the quick figures: bench-speed and bench-upload
+# bench-real  the two published models by preset authors; bench-default: by preset default, three seeds
+# bench-speed a step beside its slow transcription and its floor; bench-upload: memory under a 2 GB upload
 # bench-architectures  a step of cloning with each, for the index; again when torch changes, with 10 GB of memory
 #
 # Each target makes the .venv it needs, and makes it again only when pyproject.toml or constraints.txt changed.
@@ -13,7 +14,7 @@ PYTHON ?= $(shell for name in python3.11 python3; do $$name $(IS_3_11) && echo $
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo serve test lint bench bench-real bench-upload bench-architectures
+.PHONY: demo serve test lint bench bench-real bench-default bench-speed bench-upload bench-architectures
 
 demo: $(INSTALLED)
 	$(BIN)/medic demo --out demo-out
@@ -32,10 +33,16 @@ lint: $(INSTALLED)
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 	$(BIN)/hadolint docker/*.Dockerfile
 
-bench: bench-upload
+bench: bench-speed bench-upload
 
 bench-real: $(INSTALLED)
 	$(BIN)/python -m benchmarks.real
+
+bench-default: $(INSTALLED)
+	$(BIN)/python -m benchmarks.real --preset default --seed 0 --seed 1 --seed 2
+
+bench-speed: $(INSTALLED)
+	$(BIN)/python -m benchmarks.speed
 
 bench-upload: $(INSTALLED)
 	$(BIN)/python -m benchmarks.upload_memory

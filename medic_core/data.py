@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medic_core.config import Config, Preprocessing
 
-EPOCHS, STEPS = 15, 1_000
+EPOCHS, STEPS = 25, 1_500
 """Least training where a config does not say how much: few images need more epochs, since it is steps that count."""
 
 STATISTICS_EPOCH = -1
@@ -93,8 +93,10 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     scaled = pixels * (high - low) + low
     if preprocessing.color_order == "BGR":
         scaled = scaled.flip(1)
-    mean, std = (scaled.new_tensor(value).view(1, 3, 1, 1) for value in (preprocessing.mean, preprocessing.std))
-    return (scaled - mean) / std
+    scales = zip(preprocessing.mean, preprocessing.std, strict=True)
+    return torch.cat(  # numbers rather than tensors: a GPU would wait for those
+        [(scaled[:, channel : channel + 1] - mean) / std for channel, (mean, std) in enumerate(scales)], dim=1
+    )
 
 
 def augment(pixels: Tensor, draws: Tensor, config: Config) -> Tensor:
@@ -150,11 +152,8 @@ def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tenso
         share: In [0, 1].
         preprocessing: Which rectangles and waves go through as well.
     """
-    black, white = normalize(
-        torch.tensor([0.0, 1.0], device=inputs.device).view(2, 1, 1, 1).expand(2, 3, 1, 1), preprocessing
-    )
-    wave = _wave(inputs) * (white - black) * (torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < share)
-    corrupted = torch.clamp(inputs + wave, torch.minimum(black, white), torch.maximum(black, white))
+    present = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < share
+    corrupted = _add_wave(inputs, _wave(inputs) * present, preprocessing)
     for _ in range(2):
         noise = normalize(_noise(inputs), preprocessing)
         corrupted = torch.where(_rectangles(inputs, share), noise, corrupted)
@@ -168,6 +167,17 @@ def _wave(like: Tensor) -> Tensor:
     turns = 8 * (2 * down - 1) * rows.view(-1, 1) + 8 * (2 * across - 1) * columns + phase
     wave: Tensor = 0.2 * amplitude * torch.sin(2 * math.pi * turns)
     return wave
+
+
+def _add_wave(inputs: Tensor, wave: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Add what is meant in pixels to what a model takes, and keep it in the range of pixels."""
+    low, high = preprocessing.value_range
+    channels = []
+    for channel, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True)):
+        black, white = (low - mean) / std, (high - mean) / std
+        waved = inputs[:, channel : channel + 1] + wave * (white - black)
+        channels.append(waved.clamp(min(black, white), max(black, white)))
+    return torch.cat(channels, dim=1)
 
 
 def _noise(like: Tensor) -> Tensor:

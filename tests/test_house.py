@@ -235,7 +235,19 @@ def test_every_target_that_is_spoken_of_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "serve", "test", "lint", "bench", "bench-real", "bench-upload", "bench-architectures"]
+    "target",
+    [
+        "demo",
+        "serve",
+        "test",
+        "lint",
+        "bench",
+        "bench-real",
+        "bench-default",
+        "bench-speed",
+        "bench-upload",
+        "bench-architectures",
+    ],
 )
 def test_a_target_installs_once_and_again_when_versions_change(target: str) -> None:
     assert "pip install" not in make("--assume-old", ".venv/installed", target).stdout

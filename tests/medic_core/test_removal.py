@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medic_core.architectures import find_architecture
-from medic_core.config import AutoConfig, MedicConfig, RemovalConfig, ScratchConfig
+from medic_core.config import PRESETS, AutoConfig, MedicConfig, RemovalConfig, ScratchConfig, expand_preset
 from medic_core.data import EPOCHS, STEPS, Batches
 from medic_core.errors import DataTooSmallError, LayerNotFoundError, NonFiniteLossError
 from medic_core.removal import Progress, Suspect, remove_backdoor
 from medic_core.removal.auto import split_holdout
-from medic_core.removal.training import State, without_dropout
+from medic_core.removal.medic import prepare_cloning
+from medic_core.removal.training import State, seeded, take_step, without_dropout
 
 ONE_EPOCH: tuple[RemovalConfig, ...] = (
     MedicConfig(epochs=1, batch_size=8),
@@ -185,3 +187,29 @@ def test_little_data_is_trained_on_for_more_epochs_where_the_config_does_not_say
     assert clean.epochs(dataclasses.replace(config, epochs=3)) == 3
     plenty = clean.select(torch.arange(33).repeat(400))
     assert plenty.epochs(config) == EPOCHS
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device: reading a number, or a shape that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if any(word in str(func) for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique")):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_step_never_waits_for_the_device(preset: str, suspect: Suspect, clean: Batches) -> None:
+    config = MedicConfig(**expand_preset({"preset": preset, "batch_size": 8}))
+    with seeded(0), Waits() as waits:
+        cloning = prepare_cloning(suspect, clean, config)
+        batches = clean.shuffled(config, epoch=0)
+        waits.seen.clear()
+        take_step([], cloning.parts(*next(batches)))  # torch's optimisers read their own counters, which are on the CPU
+    assert waits.seen == []
