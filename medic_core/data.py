@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medic_core.config import Config, Preprocessing
 
-EPOCHS, STEPS = 25, 1_500
+EPOCHS, STEPS = 20, 1_500
 """Least training where a config does not say how much: few images need more epochs, since it is steps that count."""
 
 STATISTICS_EPOCH = -1
