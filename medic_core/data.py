@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -54,17 +53,13 @@ class Batches:
             yield normalize(pixels, self.preprocessing), self.labels[start : start + batch_size]
 
     def shuffled(self, config: Config, *, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield one epoch of augmented inputs and labels, the same for the same seed and epoch on every device.
-
-        A last batch of a single image joins the one before it: batch normalisation cannot train on one image.
-        """
+        """Yield one epoch of augmented inputs and labels, the same for the same seed and epoch on every device."""
         device = self.images.device
         order, draws = _draw(len(self), config, epoch)
         order, draws = order.to(device), draws.to(device)
-        bounds = [number * config.batch_size for number in range(self.steps(config))] + [len(self)]
-        for start, end in pairwise(bounds):
-            chosen = order[start:end]
-            pixels = augment(_pixels(self.images[chosen]), draws[start:end], config)
+        sizes = cut(len(self), config.batch_size)
+        for chosen, drawn in zip(torch.split(order, sizes), torch.split(draws, sizes), strict=True):
+            pixels = augment(_pixels(self.images[chosen]), drawn, config)
             yield normalize(pixels, self.preprocessing), self.labels[chosen]
 
     def epochs(self, config: Config) -> int:
@@ -73,7 +68,16 @@ class Batches:
 
     def steps(self, config: Config) -> int:
         """Return the number of batches in one epoch of ``shuffled``."""
-        return max(1, math.ceil((len(self) - 1) / config.batch_size))
+        return len(cut(len(self), config.batch_size))
+
+
+def cut(count: int, size: int) -> list[int]:
+    """Cut ``count`` images into batches of ``size`` and a smaller last one; return how many are in each.
+
+    A last one of a single image joins the one before it: batch normalisation cannot train on one image.
+    """
+    batches = max(1, math.ceil((count - 1) / size))
+    return [size] * (batches - 1) + [count - size * (batches - 1)]
 
 
 def _pixels(images: Tensor) -> Tensor:

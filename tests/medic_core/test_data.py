@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medic_core.config import Preprocessing, ScratchConfig
-from medic_core.data import Batches, _rectangles, augment, corrupt, normalize, stratified_holdout
+from medic_core.data import Batches, _rectangles, augment, corrupt, cut, normalize, stratified_holdout
 
 PLAIN = ScratchConfig(crop_padding=0, rotation_degrees=0, horizontal_flip=False, batch_size=8)
 
@@ -114,6 +114,15 @@ def test_a_holdout_takes_its_share_of_every_class_and_never_all(labels: list[int
         assert out == min(max(1, round(0.2 * total)), total - 1)
     again = stratified_holdout(given_labels, share=0.2, seed=seed)
     assert torch.equal(again[1], held)
+
+
+@given(st.integers(1, 200), st.integers(1, 50))
+def test_every_image_is_in_one_batch_and_none_is_alone(count: int, size: int) -> None:
+    sizes = cut(count, size)
+    assert sum(sizes) == count
+    assert all(each == size for each in sizes[:-1])
+    assert 1 <= sizes[-1] <= size + 1
+    assert sizes[-1] > 1 or len(sizes) == 1 or size == 1
 
 
 def corrupted(share: float, seed: int, images: Tensor, preprocessing: Preprocessing) -> Tensor:
