@@ -40,9 +40,9 @@ from benchmarks.machine import describe_machine
 from benchmarks.suspects import images, suspect
 from benchmarks.transcription import Spread, losses
 from medic_core.architectures import find_architecture
-from medic_core.config import MedicConfig, expand_preset
+from medic_core.config import MedicConfig, Preprocessing, expand_preset
 from medic_core.data import Batches
-from medic_core.removal import Suspect
+from medic_core.removal import Suspect, remove_backdoor
 from medic_core.removal.medic import prepare_cloning
 from medic_core.removal.optimizers import build_optimizers
 from medic_core.removal.training import Part, seeded, take_step
@@ -149,7 +149,7 @@ def step_times(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
 
 
 def peak_memory(variant: str, preset: str, threads: int) -> float:
-    """Megabytes that a process takes for three steps beyond what it held before."""
+    """What a process of its own measures of one variant, in megabytes."""
     command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", variant, preset, "--threads", str(threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own module
     return float(done.stdout)
@@ -164,6 +164,17 @@ def measure_memory(variant: str, preset: str) -> float:
         for _ in range(3):
             step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+
+
+def measure_resnet50(micro_batch_size: int | None) -> float:
+    """Clone a ResNet-50 for one step on 32 images of 224×224 and return this process's peak in megabytes, all in."""
+    architecture = find_architecture("torchvision/resnet50", num_classes=10)
+    with seeded(0):
+        given = Suspect(architecture.build().eval(), architecture)
+    pixels = torch.randint(0, 256, (32, 3, 224, 224), dtype=torch.uint8)
+    data = Batches(pixels, torch.arange(32) % 10, Preprocessing(input_size=(224, 224)))
+    remove_backdoor(given, data, MedicConfig(epochs=1, batch_size=32, micro_batch_size=micro_batch_size))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def resident_megabytes() -> float:
@@ -238,7 +249,9 @@ def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
     """Time every variant of both presets, print the table, and keep it in benchmarks/results."""
     torch.set_num_threads(threads)
     if memory_of:
-        click.echo(f"{measure_memory(*memory_of):.1f}")
+        variant, preset = memory_of
+        megabytes = measure_resnet50(int(preset) or None) if variant == "resnet50" else measure_memory(variant, preset)
+        click.echo(f"{megabytes:.1f}")
         return
     tables = {preset: table(preset, steps, threads) for preset in PRESETS}
     for preset, found in tables.items():
@@ -253,6 +266,8 @@ def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
     for row in jobs["default"]:
         click.echo(f"  a default job on {row['clean']} images: {row['epochs']} epochs, {row['seconds']} s")
     click.echo(f"  60 epochs of the transcription: {jobs['transcription_60_epochs']} s; ours is {jobs['share']} of it")
+    resnet50 = {size: round(peak_memory("resnet50", str(size), threads)) for size in (0, 16, 8)}
+    click.echo(f"  ResNet-50, 32 images of 224×224, peak MB by micro-batch (0: none): {resnet50}")
     for row in grown:
         click.echo(f"  WRN-16-{row['width']} at {row['side']}: ours {row['ours']:.0f} ms, floor {row['floor']:.0f} ms")
     figures = {
@@ -268,6 +283,7 @@ def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
         "presets": tables,
         "jobs": jobs,
         "growth": grown,
+        "resnet50_megabytes_by_micro_batch": resnet50,
     }
     RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
 
