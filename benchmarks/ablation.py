@@ -11,13 +11,16 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from pydantic import TypeAdapter
 
 from benchmarks.suspects import PUBLISHED, TARGET, first_per_class, images, suspect, validation
 from medic_core.attacks.triggers import TRIGGERS
@@ -28,7 +31,7 @@ from medic_core.removal import remove_backdoor
 
 RESULTS = Path(__file__).parent / "results" / "ablation.csv"
 COLUMNS = ("suspect", "settings", "seed", "clean", "n", "accuracy", "attack_success", "false_target", "recovery")
-TIMES = ("epochs", "seconds")
+CIRCUMSTANCES = ("epochs", "seconds", "resolved")
 
 
 def measure(name: str, settings: Mapping[str, Any], seed: int, per_class: int | None) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def measure(name: str, settings: Mapping[str, Any], seed: int, per_class: int | 
     clean = images("clean-2500")
     if per_class:
         clean = first_per_class(clean, per_class)
-    config = MedicConfig(**expand_preset({**settings, "seed": seed}))
+    config = resolve(settings, seed)
     began = time.perf_counter()
     clone = remove_backdoor(suspect(name), clean, config)
     seconds = time.perf_counter() - began
@@ -51,7 +54,17 @@ def measure(name: str, settings: Mapping[str, Any], seed: int, per_class: int | 
     }
     row = {"suspect": name, "settings": json.dumps(settings), "seed": seed, "clean": len(clean), "n": len(shown)}
     row |= {figure: f"{100 * share.value:.2f}" for figure, share in figures.items()}
-    return row | {"epochs": clean.epochs(config), "seconds": f"{seconds:.0f}"}
+    return row | {"epochs": clean.epochs(config), "seconds": f"{seconds:.0f}", "resolved": written(config)}
+
+
+def resolve(settings: Mapping[str, Any], seed: int) -> MedicConfig:
+    """Put settings on top of preset default."""
+    return TypeAdapter(MedicConfig).validate_python(expand_preset({**settings, "seed": seed}))
+
+
+def written(config: MedicConfig) -> str:
+    """Every setting, so that a row still says what it measured when the default has changed."""
+    return json.dumps(asdict(config), sort_keys=True)
 
 
 def kept() -> list[dict[str, str]]:
@@ -66,8 +79,8 @@ def keep(row: Mapping[str, Any]) -> None:
     """Add a row; other processes may do so at the same time."""
     with RESULTS.open("a", newline="") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        writer = csv.DictWriter(file, (*COLUMNS, *TIMES))
-        if file.tell() == 0:
+        writer = csv.DictWriter(file, (*COLUMNS, *CIRCUMSTANCES))
+        if os.fstat(file.fileno()).st_size == 0:
             writer.writeheader()
         writer.writerow(row)
 
@@ -86,8 +99,8 @@ def main(
     for chosen in map(json.loads, settings):
         for name in names:
             for seed in seeds:
-                known = (name, json.dumps(chosen), str(seed), str(10 * per_class if per_class else 2500))
-                if any((row["suspect"], row["settings"], row["seed"], row["clean"]) == known for row in kept()):
+                known = (name, written(resolve(chosen, seed)), str(10 * per_class if per_class else 2500))
+                if any((row["suspect"], row["resolved"], row["clean"]) == known for row in kept()):
                     continue
                 row = measure(name, chosen, seed, per_class)
                 keep(row)

@@ -17,7 +17,6 @@ Memory is the peak of a process of its own that takes a few steps, less what it 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -160,10 +159,11 @@ def measure_memory(variant: str, preset: str) -> float:
     config = config_of(preset)
     with seeded(0):
         step = STEP_OF[variant](suspect("badnet"), _few(images("clean-2500")), config)
-        before = resident_megabytes()
+        forget_peak()
+        before = megabytes("VmHWM")
         for _ in range(3):
             step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return megabytes("VmHWM") - before
 
 
 def measure_resnet50(micro_batch_size: int | None) -> float:
@@ -173,14 +173,20 @@ def measure_resnet50(micro_batch_size: int | None) -> float:
         given = Suspect(architecture.build().eval(), architecture)
     pixels = torch.randint(0, 256, (32, 3, 224, 224), dtype=torch.uint8)
     data = Batches(pixels, torch.arange(32) % 10, Preprocessing(input_size=(224, 224)))
+    forget_peak()
     remove_backdoor(given, data, MedicConfig(epochs=1, batch_size=32, micro_batch_size=micro_batch_size))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return megabytes("VmHWM")
 
 
-def resident_megabytes() -> float:
-    """Megabytes that this process holds now."""
+def forget_peak() -> None:
+    """Let the peak of this process start again at what it holds: a child inherits its parent's."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def megabytes(kind: str) -> float:
+    """Read a figure of this process's memory, such as its peak, ``VmHWM``."""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) / 1024
 
 
 def _few(data: Batches) -> Batches:

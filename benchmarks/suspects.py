@@ -55,7 +55,7 @@ def first_per_class(data: Batches, count: int) -> Batches:
 
 
 def suspect(name: str) -> Suspect:
-    """Load a published backdoored model, or ``benign``, which is kept in ``benchmarks/zoo``."""
+    """Load a published backdoored model, or one that ``benchmarks/zoo`` keeps."""
     architecture = find_architecture("medic/wide_resnet16_1", num_classes=10)
     with torch.random.fork_rng(devices=[]):
         model = architecture.build()

@@ -55,7 +55,7 @@ def layers_of(model: nn.Module, config: CloningConfig) -> list[str]:
         "normalization": [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)],
         "linear": ["fc"],
     }
-    kinds["features"] = kinds["normalization"]
+    kinds["feature_maps"] = kinds["normalization"]
     everything = kinds["convolution"] + kinds["normalization"]
     kinds["authors"] = [name for name in everything if "convShortcut" not in name and name != "bn1"]
     picked = {name for kind in config.layers for name in kinds[kind]}

@@ -129,7 +129,7 @@ def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[
 
     Args:
         model: In eval mode, parameters frozen.
-        chosen: Kinds (``LAYER_KINDS``), ``authors``, ``features``, or module names.
+        chosen: Kinds (``LAYER_KINDS``), ``authors``, ``feature_maps``, or module names.
         authors: What ``authors`` stands for.
         images: A small batch for one forward pass, as the model takes it.
 

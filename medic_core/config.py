@@ -22,7 +22,7 @@ LAYER_KINDS = ("convolution", "normalization", "linear")
 AUTHORS_LAYERS = "authors"
 """Stands for the layers that the authors' published code records in the architecture at hand."""
 
-FEATURE_LAYERS = "features"
+FEATURE_LAYERS = "feature_maps"
 """Stands for all normalisations, where convolutions end in most networks; without any, for all other layers."""
 
 
@@ -40,14 +40,24 @@ class Checked:
         """Check every bound, because pydantic passes a ready-made instance through unchecked.
 
         Raises:
-            InvalidConfigError: A number lies outside the bound that its annotation states.
+            InvalidConfigError: A number lies outside the bound that its annotation states, or a word is none of those.
         """
         kind: type = type(self)
+        for name, words in _words(kind).items():
+            if getattr(self, name) not in words:
+                raise InvalidConfigError(f"{name} = {getattr(self, name)!r} is none of {', '.join(map(repr, words))}")
         for name, bounds in _bounds(kind).items():
             value = getattr(self, name)
             for bound in bounds:
                 if isinstance(value, int | float) and not _within(value, bound):
                     raise InvalidConfigError(f"{name} = {value!r} violates {bound}")
+
+
+@cache
+def _words(config: type) -> Mapping[str, tuple[object, ...]]:
+    """The values that each field of a few words may have."""
+    hints = get_type_hints(config)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
 @cache
@@ -106,6 +116,7 @@ class Config(Checked):
             gradient is that of the whole batch, except that batch normalisation sees a part only. None: all at once.
         optimizer: ``muon`` steps the weights of convolutions and linear layers by Muon (Jordan et al., 2024) and the
             rest by Adam at a fifth of its rate; or ``adam`` steps everything.
+        weight_decay: Times the rate, off the weights that Muon steps; on the gradient of those that Adam steps.
         schedule: Of the learning rate: ``cosine`` per epoch to 0; or ``linear``, per step, up over the first tenth and
             then down to 0.
         crop_padding: Random crop of the input size after zero-padding by this many pixels.
@@ -130,13 +141,14 @@ class Config(Checked):
 class CloningConfig(Config):
     """What cloning takes beside its temperature.
 
-    The defaults are those of preset ``default``. Each named option is a row in which the paper and its authors'
-    published code differ.
+    The defaults are those of preset ``default``. Most named options are rows in which the paper and its authors'
+    published code differ; the others are what ``default`` adds to both.
 
     Attributes:
         preset: Where the other fields come from; by itself it sets nothing, ``expand_preset`` does.
         cloning_weight: λ, the weight of the cloning loss beside cross-entropy.
-        layers: What is cloned: kinds (``convolution``, ``normalization``, ``linear``), module names, or ``authors``.
+        layers: What is cloned: kinds (``convolution``, ``normalization``, ``linear``), module names, ``authors``, or
+            ``feature_maps``: all normalisations, or in a network without any all other layers.
         statistics: μ and σ ``per_channel`` over batch and position, with the authors' floor of σ near 1/√n; or
             ``per_neuron`` (channel and position), the population's.
         gradient: Of the ``batch_mean`` loss, so 1/B of each sample's own; or of each sample's own (``per_sample``).

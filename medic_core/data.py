@@ -15,6 +15,9 @@ from medic_core.config import Config, Preprocessing
 EPOCHS, STEPS = 20, 1_500
 """Least training where a config does not say how much: few images need more epochs, since it is steps that count."""
 
+HOLDOUT_SHARE = 0.2
+"""Of the clean images, where some have to judge: the report's without test data, and always those of ``auto``."""
+
 STATISTICS_EPOCH = -1
 """Stands for the pass over the data before training, so that its randomness is no epoch's."""
 
@@ -69,6 +72,15 @@ class Batches:
     def steps(self, config: Config) -> int:
         """Return the number of batches in one epoch of ``shuffled``."""
         return len(cut(len(self), config.batch_size))
+
+
+def cut_evenly(count: int, size: int) -> list[int]:
+    """Cut a batch into parts of at most ``size`` images, as even as can be; return how many are in each.
+
+    No part has a single image where there are more, so of an odd number one part is of three when ``size`` is 2.
+    """
+    parts = max(1, min(math.ceil(count / size), count // 2))
+    return [count // parts + (number < count % parts) for number in range(parts)]
 
 
 def cut(count: int, size: int) -> list[int]:

@@ -66,7 +66,7 @@ def _impact(gradient: Tensor, std: Tensor, kind: Impact, temperature: float) -> 
     weighed = (gradient * std).abs_()
     if kind == "magnitude":
         return weighed.mul_(temperature)
-    mean = weighed.flatten(1).mean(dim=1).clamp(min=torch.finfo(weighed.dtype).tiny)
+    mean = weighed.flatten(1).mean(dim=1).clamp(min=1e-30)  # a sample without gradient stays at 0, not NaN
     return weighed.mul_((temperature / mean).view(-1, *[1] * (weighed.dim() - 1)))
 
 

@@ -145,7 +145,7 @@ def micro_batch_warnings(model: nn.Module, removal: RemovalConfig) -> tuple[str,
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         return ()
     return (
-        f"Batch normalisation took its statistics from micro-batches of {size} images, not from the batch of"
+        f"Batch normalisation took its statistics from micro-batches of up to {size} images, not from the batch of"
         f" {removal.batch_size}: with enough memory leave micro_batch_size out.",
     )
 

@@ -19,7 +19,7 @@ from jobs.models import Evaluation, Phase, Problem, Report
 from medic_core.architectures import find_architecture
 from medic_core.checks import problems_with
 from medic_core.config import CloningConfig
-from medic_core.data import Batches, stratified_holdout
+from medic_core.data import HOLDOUT_SHARE, Batches, stratified_holdout
 from medic_core.errors import MedicError
 from medic_core.evaluation import confusion_matrix
 from medic_core.removal import Checkpoint, Progress, Suspect, remove_backdoor
@@ -27,8 +27,6 @@ from medic_core.removal.medic import layers_to_clone
 from worker import report as reporting
 from worker.loading.weights import write_twin
 from worker.task import OUT_FOLDER, DataRole, Intake, Result, Task, prepared_data, prepared_suspect, refusal
-
-HOLDOUT_SHARE = 0.2
 
 Advance = Callable[[Phase, Progress | None], None]
 

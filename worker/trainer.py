@@ -111,7 +111,7 @@ def train(task_dir: Path) -> Result:
 
 
 def _out_of_memory(code: str, error: Exception) -> Result:
-    message = f"The trainer ran out of memory: a smaller batch_size needs less. {error}"
+    message = f"The trainer ran out of memory: set micro_batch_size, say to half of batch_size. {error}"
     return Result(failure=Failure(code=code, error_class="resource", message=message, retryable=True))
 
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from medic_core.config import AutoConfig, CloningConfig, MedicConfig
-from medic_core.data import Batches, stratified_holdout
+from medic_core.data import HOLDOUT_SHARE, Batches, stratified_holdout
 from medic_core.errors import DataTooSmallError
 from medic_core.evaluation import Share, accuracy, confusion_matrix
 from medic_core.removal.bisection import Judge, Judgement, Trial, best, judge_accuracy, next_temperature
 from medic_core.removal.medic import clone_by_importance
 from medic_core.removal.training import Checkpoint, NoCheckpoint, Progress, ProgressCallback, State, seeded, silent
 from medic_core.suspect import Suspect
-
-HOLDOUT_SHARE = 0.2
 
 
 def clone_at_best_temperature(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medic_core.activations import Layers, Recorded, Statistics, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
-from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut
+from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut_evenly
 from medic_core.importance import cloning_loss, layer_importance
 from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
 from medic_core.suspect import Suspect
@@ -60,7 +60,7 @@ class Cloning:
 
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[Part]:
         """Yield the losses of a batch, one micro-batch at a time (Algorithm 1, lines 5 to 7)."""
-        sizes = cut(len(labels), self.config.micro_batch_size or len(labels))
+        sizes = cut_evenly(len(labels), self.config.micro_batch_size or len(labels))
         split = (torch.split(whole, sizes) for whole in (images, self.corrupted(images), labels))
         for shown, corrupted, known in zip(*split, strict=True):
             yield self._part(shown, corrupted, known, batch=len(labels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,17 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Weights that mix channels: those of linear layers and of convolutions that are not depthwise."""
+    """Weights that mix channels: those of linear layers and of convolutions, unless depthwise or oddly laid out."""
     kinds = KINDS["convolution"] + KINDS["linear"]
     weights = [module.weight for module in model.modules() if isinstance(module, kinds)]
-    return list(dict.fromkeys(weight for weight in weights if isinstance(weight, nn.Parameter) and weight.shape[1] > 1))
+    return list(dict.fromkeys(weight for weight in weights if _is_matrix(weight)))
+
+
+def _is_matrix(weight: object) -> TypeGuard[nn.Parameter]:
+    if not isinstance(weight, nn.Parameter) or weight.shape[1] == 1:
+        return False
+    in_line = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return in_line or weight.is_contiguous()
 
 
 class _MatrixMuon(torch.optim.Muon):
@@ -56,7 +63,10 @@ class _MatrixMuon(torch.optim.Muon):
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         for weight in self._weights:
-            weight.grad = None
+            if set_to_none:
+                weight.grad = None
+            elif weight.grad is not None:
+                weight.grad.zero_()
 
 
 def _in_line(tensor: Tensor, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medic_core.config import ScratchConfig
-from medic_core.data import Batches, cut
+from medic_core.data import Batches, cut_evenly
 from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train
 from medic_core.suspect import Suspect
 
@@ -27,7 +27,7 @@ def train_from_scratch(
         model = suspect.architecture.build().to(clean.images.device)
 
         def parts(images: Tensor, labels: Tensor) -> Iterator[Part]:
-            sizes = cut(len(labels), config.micro_batch_size or len(labels))
+            sizes = cut_evenly(len(labels), config.micro_batch_size or len(labels))
             for some, theirs in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
                 loss = F.cross_entropy(model(some), theirs, reduction="sum") / len(labels)
                 yield Part({"loss": loss}, roots=[loss], gradients=[None])

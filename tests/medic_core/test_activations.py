@@ -211,3 +211,20 @@ def test_tokens_are_counted_per_feature_of_a_linear_layer() -> None:
     found = layer_statistics(layer, layers("0"), [(tokens, None)], kind="per_channel")["0"]
     assert found.mean.shape == (1, 1, 4)
     torch.testing.assert_close(found.mean[0, 0], layer(tokens).detach().mean(dim=(0, 1)), rtol=1e-4, atol=1e-5)
+
+
+class Bare(nn.Module):
+    """A network without normalisation, with a module whose name is a common one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.features(images).relu().mean(dim=(2, 3)))
+
+
+def test_feature_maps_are_the_normalisations_and_without_any_all_other_layers(images: Tensor) -> None:
+    assert selected(Net(nn.ReLU()), "feature_maps", images=images).names == ("norm",)
+    assert selected(Bare(), "feature_maps", images=images).names == ("features", "fc")
+    assert selected(Bare(), "features", images=images).names == ("features",)

@@ -32,6 +32,16 @@ def test_a_value_out_of_bounds_is_refused_in_python_and_over_http(field: str, va
         TypeAdapter(MedicConfig).validate_python({field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "word"), [("schedule", "sometimes"), ("impact", "x"), ("preset", "mine"), ("method", "auto")]
+)
+def test_an_unknown_word_is_refused_in_python_and_over_http(field: str, word: str) -> None:
+    with pytest.raises(InvalidConfigError, match=field):
+        MedicConfig(**{field: word})
+    with pytest.raises(ValidationError, match=field):
+        TypeAdapter(MedicConfig).validate_python({field: word})
+
+
 @pytest.mark.parametrize("config", [MedicConfig, AutoConfig])
 def test_an_empty_choice_of_layers_is_refused(config: type[MedicConfig | AutoConfig]) -> None:
     with pytest.raises(InvalidConfigError, match="layers"):

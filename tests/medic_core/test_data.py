@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from medic_core.config import Preprocessing, ScratchConfig
-from medic_core.data import Batches, _rectangles, augment, corrupt, cut, normalize, stratified_holdout
+from medic_core.data import Batches, _rectangles, augment, corrupt, cut, cut_evenly, normalize, stratified_holdout
 
 PLAIN = ScratchConfig(crop_padding=0, rotation_degrees=0, horizontal_flip=False, batch_size=8)
 
@@ -123,6 +123,16 @@ def test_every_image_is_in_one_batch_and_none_is_alone(count: int, size: int) ->
     assert all(each == size for each in sizes[:-1])
     assert 1 <= sizes[-1] <= size + 1
     assert sizes[-1] > 1 or len(sizes) == 1 or size == 1
+
+
+@given(st.integers(2, 200), st.integers(2, 50))
+def test_micro_batches_are_as_even_as_can_be_and_none_is_of_one_image(count: int, size: int) -> None:
+    sizes = cut_evenly(count, size)
+    assert sum(sizes) == count
+    assert min(sizes) >= 2
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(size, 3)
+    assert len(sizes) == 1 or count > size
 
 
 def corrupted(share: float, seed: int, images: Tensor, preprocessing: Preprocessing) -> Tensor:

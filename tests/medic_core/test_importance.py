@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import get_args
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,6 +114,18 @@ def test_tokens_are_cloned_like_positions() -> None:
     _, found = fused(output, gradient, taught, cloned, Statistics(mean, std))
     value, _ = loss_by_definition(output, gradient, taught, cloned, mean, std, impact="signed")
     assert math.isclose(float(found.value), float(value), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-30, 1e-20])
+@pytest.mark.parametrize("temperature", [0.1, 4.1, 1000.0])
+def test_importance_is_finite_however_small_the_gradient(temperature: float, size: float, dtype: torch.dtype) -> None:
+    output, gradient = drawn(2, (2, 3, 2, 2), seed=1).to(dtype)
+    spread = Statistics(torch.zeros(1, 3, 1, 1, dtype=dtype), torch.ones(1, 3, 1, 1, dtype=dtype))
+    weights = layer_importance(
+        output, size * gradient, spread, temperature=temperature, impact="relative", normalize=True
+    )
+    torch.testing.assert_close(weights.flatten(1).sum(dim=1), torch.ones(2, dtype=dtype))
 
 
 def test_a_sample_without_any_gradient_has_finite_importance() -> None:

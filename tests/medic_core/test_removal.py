@@ -26,8 +26,9 @@ ONE_EPOCH: tuple[RemovalConfig, ...] = (
     MedicConfig(epochs=1, batch_size=8),
     AutoConfig(epochs=1, batch_size=8, runs=2),
     ScratchConfig(epochs=1, batch_size=8),
+    MedicConfig(**expand_preset({"preset": "authors", "epochs": 1, "batch_size": 8})),
 )
-each_method = pytest.mark.parametrize("config", ONE_EPOCH, ids=lambda config: config.method)
+each_method = pytest.mark.parametrize("config", ONE_EPOCH, ids=["medic", "auto", "scratch", "medic-authors"])
 
 
 def epochs_in_all(config: RemovalConfig) -> int:
@@ -213,3 +214,12 @@ def test_a_step_never_waits_for_the_device(preset: str, suspect: Suspect, clean:
         waits.seen.clear()
         take_step([], cloning.parts(*next(batches)))  # torch's optimisers read their own counters, which are on the CPU
     assert waits.seen == []
+
+
+@pytest.mark.parametrize("config", [MedicConfig(epochs=1), ScratchConfig(epochs=1)], ids=["medic", "scratch"])
+def test_micro_batches_never_leave_a_single_image_to_batch_normalisation(config: RemovalConfig, clean: Batches) -> None:
+    architecture = find_architecture("torchvision/resnet18", num_classes=3)  # ends in one position at 16 × 16 pixels
+    with torch.random.fork_rng(devices=[]):
+        suspect = Suspect(architecture.build().eval(), architecture)
+    few = clean.select(torch.arange(9))
+    remove_backdoor(suspect, few, dataclasses.replace(config, batch_size=9, micro_batch_size=4))
