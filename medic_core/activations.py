@@ -38,10 +38,12 @@ class Recorded:
     Attributes:
         output: As the layer returned it, ``(batch, *neurons)``.
         rectified: What a ReLU made of it, if the output went straight into one; else None.
+        version: Of ``output``, by which it is seen whether something rewrote it.
     """
 
     output: Tensor
     rectified: Tensor | None = None
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,19 @@ class Layers:
 
 
 @contextmanager
-def record_outputs(model: nn.Module, layers: Layers) -> Iterator[dict[str, Recorded]]:
+def record_outputs(
+    model: nn.Module, layers: Layers, *, forget_rectified: bool = False
+) -> Iterator[dict[str, Recorded]]:
     """Record what ``layers`` put out during the one forward pass that the body of this context makes.
 
     Where an in-place operation downstream would rewrite a record the model goes on with a copy, through which
     gradients flow.
+
+    Args:
+        model: Run once, in the body.
+        layers: What to record.
+        forget_rectified: Of an output that goes into a ReLU keep only what the ReLU made of it, as ``output`` too, so
+            that its memory goes as soon as the model needs it no longer.
 
     Yields:
         Recorded outputs by layer name, filled in while the model runs.
@@ -74,8 +84,7 @@ def record_outputs(model: nn.Module, layers: Layers) -> Iterator[dict[str, Recor
     if unknown := [name for name in layers.names if name not in modules]:
         raise LayerNotFoundError(*(f"the model has no layer {name!r}" for name in unknown))
     records: dict[str, Recorded] = {}
-    versions: dict[str, int] = {}
-    handed_on = _RectifiedWatch()
+    handed_on = _RectifiedWatch(forget=forget_rectified)
     problems: list[str] = []
 
     def keep(name: str, output: Any) -> Any:
@@ -84,7 +93,7 @@ def record_outputs(model: nn.Module, layers: Layers) -> Iterator[dict[str, Recor
         if not isinstance(output, Tensor):
             problems.append(f"layer {name!r} returned {type(output).__name__}, not a tensor")
             return output
-        records[name], versions[name] = Recorded(output), output._version
+        records[name] = Recorded(output, version=output._version)
         return handed_on.watch(output.clone() if name in layers.rewritten else output, records[name])
 
     with ExitStack() as stack:
@@ -95,7 +104,9 @@ def record_outputs(model: nn.Module, layers: Layers) -> Iterator[dict[str, Recor
         yield records
     problems += [f"the output of layer {name!r} was never seen" for name in layers.names if name not in records]
     problems += [
-        f"{name!r} was rewritten in place" for name in records if records[name].output._version != versions[name]
+        f"{name!r} was rewritten in place"
+        for name, record in records.items()
+        if record.output._version != record.version
     ]
     if problems:
         raise LayerNotFoundError(*problems)
@@ -104,8 +115,9 @@ def record_outputs(model: nn.Module, layers: Layers) -> Iterator[dict[str, Recor
 class _RectifiedWatch(TorchFunctionMode):
     """Notices when a recorded output goes straight into a ReLU, module or function."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, forget: bool) -> None:
         super().__init__()
+        self._forget = forget
         self._watched: dict[int, tuple[Tensor, Recorded]] = {}
 
     def watch(self, tensor: Tensor, record: Recorded) -> Tensor:
@@ -117,7 +129,11 @@ class _RectifiedWatch(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _RELU and args and id(args[0]) in self._watched:
-            self._watched[id(args[0])][1].rectified = result
+            record = self._watched[id(args[0])][1]
+            record.rectified = result
+            if self._forget:
+                record.output, record.version = result, result._version
+                del self._watched[id(args[0])]
         return result
 
 

@@ -72,8 +72,8 @@ def train_suspect(training: tuple[Tensor, Tensor], *, seed: int) -> tuple[nn.Mod
     architecture = find_architecture(ARCHITECTURE, num_classes=10)
     images, labels = poison(*training, trigger=badnet, target=TARGET, share=POISONED_SHARE, seed=seed)
     untrained = Suspect(architecture.build(), architecture)
-    training = replace(TRAINING, seed=seed + 1)  # not the clone's own seed: they would begin with the same weights
-    suspect = remove_backdoor(untrained, Batches(images, labels, Preprocessing()), training)
+    settings = replace(TRAINING, seed=seed + 1)  # not the clone's own seed: they would begin with the same weights
+    suspect = remove_backdoor(untrained, Batches(images, labels, Preprocessing()), settings)
     return suspect, architecture
 
 

@@ -75,7 +75,8 @@ class Cloning:
         config, names = self.config, self.layers.names
         lessons = self._ask_teacher(images, labels, batch=batch)
         mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
-        with record_outputs(self.clone, self.layers) as records:
+        forget = config.compare == "after_relu"
+        with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
             classification = F.cross_entropy(self.clone(seen), labels, reduction="sum") / batch
         cloned = [_compared(records.pop(name), config) for name in names]
         losses = [

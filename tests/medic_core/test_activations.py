@@ -228,3 +228,18 @@ def test_feature_maps_are_the_normalisations_and_without_any_all_other_layers(im
     assert selected(Net(nn.ReLU()), "feature_maps", images=images).names == ("norm",)
     assert selected(Bare(), "feature_maps", images=images).names == ("features", "fc")
     assert selected(Bare(), "features", images=images).names == ("features",)
+
+
+@pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS.keys())
+def test_an_output_can_be_forgotten_for_what_a_relu_made_of_it(relu: object, images: Tensor) -> None:
+    net = Net(relu).eval()
+    chosen = selected(net, "norm", "fc", images=images)
+    with record_outputs(net, chosen) as expected:
+        logits = net(images)
+    with record_outputs(net, chosen, forget_rectified=True) as records:
+        torch.testing.assert_close(net(images), logits)
+    for name in chosen.names:
+        rectified = expected[name].rectified
+        kept = expected[name].output if rectified is None else rectified
+        torch.testing.assert_close(records[name].output, kept)
+    assert records["norm"].output is records["norm"].rectified
