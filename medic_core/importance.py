@@ -21,7 +21,8 @@ def neuron_importance(activation: Tensor, impact: Tensor, *, normalize: bool = F
     """Weigh each neuron by how strongly it fires and how much the loss depends on it (Eq. 4).
 
     Args:
-        activation: ``τ (f* − μ) / σ`` of Eq. 2, the logits of the first softmax, ``(batch, *neurons)``.
+        activation: ``τ (f* − μ) / σ`` of Eq. 2, the logits of the first softmax, ``(batch, *neurons)``; may be
+            overwritten.
         impact: ``τ σ ∂L/∂f*`` of Eq. 3, or a variant of it, the logits of the second; same shape.
         normalize: Whether one sample's weights are divided by their sum.
 
@@ -29,7 +30,7 @@ def neuron_importance(activation: Tensor, impact: Tensor, *, normalize: bool = F
         Weights of the same shape, not negative; one sample's sum to at most 1, normalized to 1.
     """
     if normalize:  # √(a·b) / Σ √(a·b) of two softmaxes is one softmax, of the mean of their logits
-        return (activation + impact).mul_(0.5).flatten(1).softmax(dim=1).view_as(activation)
+        return activation.add_(impact).mul_(0.5).flatten(1).softmax(dim=1).view_as(activation)
     fires = activation.flatten(1).softmax(dim=1)
     matters = impact.flatten(1).softmax(dim=1)
     return fires.mul_(matters).sqrt_().view_as(activation)
@@ -102,13 +103,13 @@ def cloning_loss(
 
     Args:
         weights: Importance, ``(samples, *neurons)``; overwritten.
-        taught: What the suspect put out where the two are compared, same shape.
+        taught: What the suspect put out where the two are compared, same shape; overwritten.
         cloned: What the clone did, same shape.
         std: σ, broadcastable to the shape.
         weight: λ, by which the gradient is multiplied.
         batch: Samples of the whole batch, of which these may be a part: what sums are divided by.
     """
-    apart = taught - cloned
+    apart = taught.sub_(cloned)
     pull = weights.mul_(apart).mul_(-2 * weight / (batch * std.square()))
     order = _memory_order(pull)
     value = torch.dot(pull.permute(order).flatten(), apart.permute(order).flatten()) / (-2 * weight)

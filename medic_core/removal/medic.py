@@ -74,7 +74,10 @@ class Cloning:
         """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``, the clone to ``seen``."""
         config, names = self.config, self.layers.names
         lessons = self._ask_teacher(images, labels, batch=batch)
-        mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
+        if config.normalize_importance:
+            mass = images.new_ones(()) * (len(images) / batch)
+        else:
+            mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
         forget = config.compare == "after_relu"
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
             classification = F.cross_entropy(self.clone(seen), labels, reduction="sum") / batch

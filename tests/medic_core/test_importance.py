@@ -104,7 +104,7 @@ def fused(
 ) -> tuple[Tensor, CloningLoss]:
     """The weights, and the loss under them, at τ = 1.5."""
     weights = layer_importance(output, gradient, statistics, temperature=1.5, impact=impact, normalize=normalize)
-    loss = cloning_loss(weights.clone(), taught, cloned, statistics.std, weight=weight, batch=len(output))
+    loss = cloning_loss(weights.clone(), taught.clone(), cloned, statistics.std, weight=weight, batch=len(output))
     return weights, loss
 
 
