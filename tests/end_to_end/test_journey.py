@@ -42,7 +42,7 @@ def test_the_record_holds_the_figures_the_digests_and_every_resolved_value(
     assert report.summary == job.summary
     assert report.inputs["model"].sha256 == job.model.sha256
     assert report.outputs == {name: each.sha256 for name, each in artifacts.items() if name != "report.json"}
-    assert len(report.cloned_layers) == 13
+    assert len(report.cloned_layers) == 7
     assert sum(map(sum, report.after.confusion)) == 150
 
     metrics = [json.loads(line) for line in paths["metrics.jsonl"].read_text().splitlines()]
