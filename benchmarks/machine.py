@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def describe_machine() -> dict[str, str | int | None]:
@@ -17,3 +20,8 @@ def describe_machine() -> dict[str, str | int | None]:
         "system": platform.system(),
         "python": platform.python_version(),
     }
+
+
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """Keep figures as JSON, with the machine that they were measured on."""
+    path.write_text(json.dumps({"machine": describe_machine(), **figures}, indent=2) + "\n")

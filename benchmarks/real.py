@@ -21,8 +21,8 @@ from typing import Any
 
 import click
 
-from benchmarks.machine import describe_machine
-from benchmarks.suspects import DATA, PUBLISHED, ZOO
+from benchmarks.machine import describe_machine, write_figures
+from benchmarks.suspects import DATA, PUBLISHED, weights_of
 from jobs.models import Job
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,13 +34,6 @@ EXPECTED: Mapping[str, Mapping[str, float]] = {
     "cleanlabel": {"accuracy": 88.2, "attack_success": 100.0, "least_accuracy": 82.5, "most_attack_success": 31.0},
 }
 PAPER: Mapping[str, str] = {"badnet": "84.2 / 3.6±0.6", "cleanlabel": "85.3 / 16.8±4.6"}
-
-
-def weights_of(name: str) -> Path:
-    """Where the weights of a suspect lie."""
-    if name in PUBLISHED:
-        return DATA / "checkpoints" / f"{name}-wrn16-1.pth.tar"
-    return ZOO / f"{name}-wrn16-1.safetensors"
 
 
 def clean_images(per_class: int | None, folder: Path) -> Path:
@@ -170,8 +163,7 @@ def main(seeds: tuple[int, ...], preset: str, only: tuple[str, ...], per_class: 
         keep(result)
         results.append(result)
     if (seeds, preset, only, per_class) == ((SEED,), PRESET, (), None):
-        figures = {"machine": describe_machine(), "results": results}
-        (RESULTS / "real.json").write_text(json.dumps(figures, indent=2) + "\n")
+        write_figures(RESULTS / "real.json", {"results": results})
     if found := [f"{result['attack']}: {problem}" for result in results for problem in result["problems"]]:
         raise click.ClickException("; ".join(found))
 

@@ -16,7 +16,6 @@ Memory is the peak of a process of its own that takes a few steps, less what it 
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import write_figures
 from benchmarks.suspects import images, suspect
 from benchmarks.transcription import Spread, losses
 from medic_core.architectures import find_architecture
@@ -89,16 +88,13 @@ def transcription_step(given: Suspect, data: Batches, config: MedicConfig) -> St
     loader = DataLoader(_PilImages(data, config), batch_size=config.batch_size, shuffle=True, drop_last=True)
     batches = (batch for _ in count() for batch in loader)
 
-    def step() -> None:
+    def parts() -> Iterator[Part]:
         inputs, labels = next(batches)
         classification, cloned = losses(teacher, clone, inputs, cloning.corrupted(inputs), labels, spread, config)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        torch.autograd.backward(classification + config.cloning_weight * cloned)
-        for optimizer in optimizers:
-            optimizer.step()
+        loss = classification + config.cloning_weight * cloned
+        yield Part({"loss": loss}, [loss], [None])
 
-    return step
+    return lambda: take_step(optimizers, parts())
 
 
 def our_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
@@ -256,8 +252,8 @@ def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
     torch.set_num_threads(threads)
     if memory_of:
         variant, preset = memory_of
-        megabytes = measure_resnet50(int(preset) or None) if variant == "resnet50" else measure_memory(variant, preset)
-        click.echo(f"{megabytes:.1f}")
+        peak = measure_resnet50(int(preset) or None) if variant == "resnet50" else measure_memory(variant, preset)
+        click.echo(f"{peak:.1f}")
         return
     tables = {preset: table(preset, steps, threads) for preset in PRESETS}
     for preset, found in tables.items():
@@ -278,7 +274,6 @@ def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
         click.echo(f"  WRN-16-{row['width']} at {row['side']}: ours {row['ours']:.0f} ms, floor {row['floor']:.0f} ms")
     figures = {
         "command": f"python -m benchmarks.speed --steps {steps} --threads {threads}",
-        "machine": describe_machine(),
         "torch": torch.__version__,
         "threads": threads,
         "steps": steps,
@@ -291,7 +286,7 @@ def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
         "growth": grown,
         "resnet50_megabytes_by_micro_batch": resnet50,
     }
-    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(RESULTS, figures)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,14 @@ def suspect(name: str) -> Suspect:
     return Suspect(model.eval(), architecture)
 
 
+def weights_of(name: str) -> Path:
+    """Where the weights of a suspect lie."""
+    if name in PUBLISHED:
+        return DATA / "checkpoints" / f"{name}-wrn16-1.pth.tar"
+    return ZOO / f"{name}-wrn16-1.safetensors"
+
+
 def _weights(name: str) -> dict[str, Any]:
-    if name in PUBLISHED:  # ours to read: the checksums of what lies in MEDIC_TEST_DATA are known
-        path = DATA / "checkpoints" / f"{name}-wrn16-1.pth.tar"
-        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]  # type: ignore[no-any-return]
-    return load_file(ZOO / f"{name}-wrn16-1.safetensors")
+    if name in PUBLISHED:
+        return torch.load(weights_of(name), map_location="cpu", weights_only=True)["state_dict"]  # type: ignore[no-any-return]
+    return load_file(weights_of(name))

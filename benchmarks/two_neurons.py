@@ -6,7 +6,6 @@ is derived, and what the figures say, is in ``docs/theory.md``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import write_figures
 from medic_core.importance import neuron_importance
 
 RESULTS = Path(__file__).parent / "results" / "two_neurons.json"
@@ -245,7 +244,6 @@ def main(seed: int) -> None:
     click.echo(show(repairs, weighed))
     figures = {
         "command": f"python -m benchmarks.two_neurons --seed {seed}",
-        "machine": describe_machine(),
         "seeds": [*seeds],
         "n": SAMPLES,
         "steps": STEPS,
@@ -254,7 +252,7 @@ def main(seed: int) -> None:
         "repairs": repairs,
         "importance": weighed,
     }
-    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+    write_figures(RESULTS, figures)
 
 
 if __name__ == "__main__":

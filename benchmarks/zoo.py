@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.suspects import TARGET, ZOO, images
+from benchmarks.suspects import TARGET, images, weights_of
 from medic_core.architectures import find_architecture
 from medic_core.attacks.triggers import sig
 from medic_core.config import ScratchConfig
@@ -76,9 +76,7 @@ def main(name: str) -> None:
     plain, triggered = (confusion_matrix(model, data, num_classes=10) for data in (test, stamped))
     success = attack_success(triggered, target=TARGET)
     click.echo(f"{name}: accuracy {accuracy(plain).value:.1%}, success of SIG {success.value:.1%}")
-    save_file(
-        {key: value.contiguous() for key, value in model.state_dict().items()}, ZOO / f"{name}-wrn16-1.safetensors"
-    )
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights_of(name))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Cloning:
         config, names = self.config, self.layers.names
         lessons = self._ask_teacher(images, labels, batch=batch)
         if config.normalize_importance:
-            mass = images.new_ones(()) * (len(images) / batch)
+            mass = images.new_full((), len(images) / batch)
         else:
             mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
         forget = config.compare == "after_relu"
