@@ -11,11 +11,13 @@ For presets ``authors`` and ``default`` on WRN-16-1, batches of 64, all in one r
 The headline ratios are those of a step of ``default``: how many of them fit into one step of the transcription of
 Algorithm 1 as the authors run it (preset ``authors``), and what it takes beyond its own floor.
 
-Memory is the peak of a process of its own that takes a few steps, less what it held before the first.
+All of it runs in the environment that a worker gives its trainer. Memory is the peak of a process of its own that takes
+a few steps, less what it held before the first.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,7 @@ from medic_core.removal import Suspect, remove_backdoor
 from medic_core.removal.medic import prepare_cloning
 from medic_core.removal.optimizers import build_optimizers
 from medic_core.removal.training import Part, seeded, take_step
+from worker.process import CHILD_ENVIRONMENT
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 BATCH, STEPS, WARM_UP = 64, 50, 3
@@ -249,6 +252,9 @@ def job_times(slow_step: float) -> dict[str, Any]:
 @click.option("--memory-of", nargs=2, metavar="VARIANT PRESET", help="Only print the megabytes of one variant.")
 def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
     """Time every variant of both presets, print the table, and keep it in benchmarks/results."""
+    if any(name not in os.environ for name in CHILD_ENVIRONMENT):  # they are read when a process starts
+        command = [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**CHILD_ENVIRONMENT, **os.environ})  # noqa: S606 - ourselves
     torch.set_num_threads(threads)
     if memory_of:
         variant, preset = memory_of

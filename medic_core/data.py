@@ -159,9 +159,9 @@ def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tenso
     """Put on images what no clean image has: noise on rectangles, and waves; from the device's global random state.
 
     Each image gets each of two rectangles with probability ``share``, and a wave with the same. Sides of a rectangle go
-    from 2 pixels to a quarter of the image's; its noise is independent by pixel, in colour or grey, of any value or
-    black and white. A wave is a sine over the whole image of up to 8 periods along each axis, added to all colours,
-    with an amplitude of up to a fifth of the value range.
+    from 2 pixels to a quarter of the image's; their noise is independent by pixel, and in one image in colour or grey,
+    of any value or black and white. A wave is a sine over the whole image of up to 8 periods along each axis, added to
+    all colours, with an amplitude of up to a fifth of the value range.
 
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
@@ -169,11 +169,9 @@ def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tenso
         preprocessing: Which rectangles and waves go through as well.
     """
     present = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < share
-    corrupted = _add_wave(inputs, _wave(inputs) * present, preprocessing)
-    for _ in range(2):
-        noise = normalize(_noise(inputs), preprocessing)
-        corrupted = torch.where(_rectangles(inputs, share), noise, corrupted)
-    return corrupted
+    waved = _add_wave(inputs, _wave(inputs) * present, preprocessing)
+    inside = _rectangles(inputs, share) | _rectangles(inputs, share)
+    return torch.where(inside, normalize(_noise(inputs), preprocessing), waved)
 
 
 def _wave(like: Tensor) -> Tensor:

@@ -17,20 +17,16 @@ EPSILON = 1e-5
 Impact = Literal["signed", "magnitude", "relative"]
 
 
-def neuron_importance(activation: Tensor, impact: Tensor, *, normalize: bool = False) -> Tensor:
+def neuron_importance(activation: Tensor, impact: Tensor) -> Tensor:
     """Weigh each neuron by how strongly it fires and how much the loss depends on it (Eq. 4).
 
     Args:
-        activation: ``τ (f* − μ) / σ`` of Eq. 2, the logits of the first softmax, ``(batch, *neurons)``; may be
-            overwritten.
+        activation: ``τ (f* − μ) / σ`` of Eq. 2, the logits of the first softmax, ``(batch, *neurons)``.
         impact: ``τ σ ∂L/∂f*`` of Eq. 3, or a variant of it, the logits of the second; same shape.
-        normalize: Whether one sample's weights are divided by their sum.
 
     Returns:
-        Weights of the same shape, not negative; one sample's sum to at most 1, normalized to 1.
+        Weights of the same shape, not negative; one sample's sum to at most 1.
     """
-    if normalize:  # √(a·b) / Σ √(a·b) of two softmaxes is one softmax, of the mean of their logits
-        return activation.add_(impact).mul_(0.5).flatten(1).softmax(dim=1).view_as(activation)
     fires = activation.flatten(1).softmax(dim=1)
     matters = impact.flatten(1).softmax(dim=1)
     return fires.mul_(matters).sqrt_().view_as(activation)
@@ -47,28 +43,38 @@ def layer_importance(
         statistics: μ and σ, broadcastable to the shape.
         temperature: τ, above 0; larger puts the weight on fewer neurons.
         impact: Eq. 3 takes the gradient with its sign, its magnitude, or its magnitude relative to the sample's mean.
-        normalize: Whether one sample's weights are made to sum to 1.
+        normalize: Whether one sample's weights are divided by their sum.
 
     Returns:
-        Weights of the same shape and memory format, a tensor of its own.
+        Weights of the same shape and memory format, a tensor of its own; one sample's sum to at most 1, if normalized
+        to 1.
     """
     order = _memory_order(output)
     output, gradient, mean, std = (each.permute(order) for each in (output, gradient, statistics.mean, statistics.std))
+    if normalize:  # √(a·b) / Σ √(a·b) of two softmaxes is one softmax, of the mean of their logits
+        temperature = temperature / 2
     scale = temperature / (std + EPSILON)
     fires = torch.addcmul(-mean * scale, output, scale)
-    weights = neuron_importance(fires, _impact(gradient, std, impact, temperature), normalize=normalize)
+    matters, factor = _impact(gradient, std, impact, temperature)
+    if normalize:
+        weights = fires.addcmul_(matters, factor).flatten(1).softmax(dim=1).view_as(fires)
+    else:
+        weights = neuron_importance(fires, matters * factor)
     return weights.permute([order.index(axis) for axis in range(len(order))])
 
 
-def _impact(gradient: Tensor, std: Tensor, kind: Impact, temperature: float) -> Tensor:
-    """The logits of Eq. 3; ``relative`` ones have mean τ over a sample's neurons, whatever the loss is scaled by."""
+def _impact(gradient: Tensor, std: Tensor, kind: Impact, temperature: float) -> tuple[Tensor, Tensor]:
+    """Two tensors whose product are the logits of Eq. 3, so that both need not be stored.
+
+    ``relative`` logits have mean τ over a sample's neurons, whatever the loss is scaled by.
+    """
     if kind == "signed":
-        return gradient * (temperature * std)
+        return gradient, temperature * std
     weighed = (gradient * std).abs_()
     if kind == "magnitude":
-        return weighed.mul_(temperature)
+        return weighed, torch.full_like(std, temperature)
     mean = weighed.flatten(1).mean(dim=1).clamp(min=1e-30)  # a sample without gradient stays at 0, not NaN
-    return weighed.mul_((temperature / mean).view(-1, *[1] * (weighed.dim() - 1)))
+    return weighed, (temperature / mean).view(-1, *[1] * (weighed.dim() - 1))
 
 
 def _memory_order(tensor: Tensor) -> tuple[int, ...]:

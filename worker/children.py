@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from worker.process import PARENT_PID
+from worker.process import CHILD_ENVIRONMENT, PARENT_PID
 
 EVENTS_FD = "MEDIC_EVENTS_FD"
 
@@ -102,8 +102,7 @@ def run_child(
         poll_seconds: How often to look.
     """
     reading, writing = os.pipe()
-    calm = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait by spinning slow each other down on shared cores
-    environment = {**calm, **os.environ, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
+    environment = {**CHILD_ENVIRONMENT, **os.environ, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
     with open(reading, "rb", buffering=0) as events:  # noqa: PTH123 - a descriptor, not a path
         with _started(module, task_dir, environment, writing) as child:
             reason = _follow(child, events, watch, stall_seconds, on_event, poll_seconds)

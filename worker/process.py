@@ -7,9 +7,19 @@ import os
 import signal
 import sys
 import threading
+from types import MappingProxyType
 
 PARENT_PID = "MEDIC_PARENT_PID"
 """Environment variable in which the supervisor tells a child its process id."""
+
+CHILD_ENVIRONMENT = MappingProxyType(
+    {
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning slow each other down on shared cores
+        "MALLOC_MMAP_THRESHOLD_": str(2**40),  # else glibc gives the memory of large tensors back after every step,
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),  # and the next step waits for the kernel to clear it again
+    }
+)
+"""What a child starts with, unless the worker's own environment says otherwise."""
 
 _PR_SET_PDEATHSIG = 1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeGuard
 
 import torch
@@ -26,52 +26,74 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
     others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(_MatrixMuon(matrices, lr=rate, momentum=0.9, weight_decay=decay))
+        optimizers.append(Muon(matrices, lr=rate, momentum=0.9, weight_decay=decay))
     if others:
         optimizers.append(torch.optim.Adam(others, lr=ADAM_SHARE * rate, weight_decay=decay))
     return optimizers
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Weights that mix channels: those of linear layers and of convolutions, unless depthwise or oddly laid out."""
+    """Weights that mix channels: those of linear layers and of convolutions, unless depthwise."""
     kinds = KINDS["convolution"] + KINDS["linear"]
     weights = [module.weight for module in model.modules() if isinstance(module, kinds)]
     return list(dict.fromkeys(weight for weight in weights if _is_matrix(weight)))
 
 
 def _is_matrix(weight: object) -> TypeGuard[nn.Parameter]:
-    if not isinstance(weight, nn.Parameter) or weight.shape[1] == 1:
-        return False
-    in_line = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    return in_line or weight.is_contiguous()
+    return isinstance(weight, nn.Parameter) and weight.shape[1] > 1
 
 
-class _MatrixMuon(torch.optim.Muon):
-    """Muon for weights of any number of axes; torch's own takes matrices only, so it gets views that share memory."""
+class Muon(torch.optim.Optimizer):
+    """Momentum whose steps have all their singular values near 1 (Jordan et al., 2024).
 
-    def __init__(self, weights: Sequence[nn.Parameter], **settings: float) -> None:
-        self._weights = weights
-        views = [nn.Parameter(_in_line(weight.detach(), weight).view(len(weight), -1)) for weight in weights]
-        super().__init__(views, **settings)  # type: ignore[arg-type]
+    A weight of more than two axes is a matrix of its first axis by all others.
+
+    Note:
+        ``torch.optim.Muon`` takes matrices only and iterates in bfloat16, which most CPUs compute ten times slower
+        than the precision of the weights that is used here.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], *, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        for view, weight in zip(self.param_groups[0]["params"], self._weights, strict=True):
-            view.grad = None if weight.grad is None else _in_line(weight.grad, weight).reshape(len(weight), -1)
-        return super().step(closure)  # type: ignore[no-any-return, no-untyped-call]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - nobody passes one
+        """Step every weight that has a gradient, those of one shape together."""
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    alike.setdefault(weight.shape, []).append((weight, weight.grad))
+            for shape, weights in alike.items():
+                directions = torch.stack([self._direction(*each, group["momentum"]) for each in weights])
+                updates = orthogonalized(directions.flatten(2)).view_as(directions)
+                rate = group["lr"] * math.sqrt(max(1, shape[0] / shape[1:].numel()))
+                for (weight, _), update in zip(weights, updates, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=rate)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for weight in self._weights:
-            if set_to_none:
-                weight.grad = None
-            elif weight.grad is not None:
-                weight.grad.zero_()
+    def _direction(self, weight: nn.Parameter, gradient: Tensor, momentum: float) -> Tensor:
+        """Nesterov's momentum."""
+        average: Tensor = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        average.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(average, momentum).contiguous()  # its axes in order, to be a matrix
 
 
-def _in_line(tensor: Tensor, weight: Tensor) -> Tensor:
-    """Order the axes of ``tensor`` as those of ``weight`` lie in memory."""
-    return tensor if weight.is_contiguous() else tensor.permute(0, 2, 3, 1)  # else channels-last
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Bring the singular values of each matrix near 1 by five steps of a quintic iteration (Jordan et al., 2024).
+
+    Args:
+        matrices: ``(count, rows, columns)``.
+
+    Returns:
+        The same shape, singular values between about 0.5 and 1.5 unless they were tiny.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalized(matrices.mT).mT
+    found: Tensor = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = found @ found.mT
+        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), found, beta=3.4445)
+    return found
 
 
 def set_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:

@@ -50,14 +50,18 @@ def test_without_any_impact_the_weights_are_the_root_of_a_softmax(shape: tuple[i
     torch.testing.assert_close(weights, (softmax / neurons).sqrt())
 
 
-@given(SHAPES, st.floats(0.1, 5), st.integers(0, 2**31))
+@given(SHAPES, st.floats(0.1, 5), st.sampled_from(get_args(Impact)), st.integers(0, 2**31))
 def test_normalized_importance_is_the_same_divided_by_its_sum(
-    shape: tuple[int, ...], temperature: float, seed: int
+    shape: tuple[int, ...], temperature: float, impact: Impact, seed: int
 ) -> None:
-    activation, impact = temperature * drawn(2, shape, seed)
-    weights = neuron_importance(activation, impact)
+    output, gradient, mean, spread = drawn(4, shape, seed)
+    statistics = Statistics(mean[:1], spread[:1].abs() + 0.3)
+    weights, normalized = (
+        layer_importance(output, gradient, statistics, temperature=temperature, impact=impact, normalize=normalize)
+        for normalize in (False, True)
+    )
     total = weights.flatten(1).sum(dim=1).view(-1, *[1] * (weights.dim() - 1))
-    torch.testing.assert_close(neuron_importance(activation, impact, normalize=True), weights / total)
+    torch.testing.assert_close(normalized, weights / total)
 
 
 def loss_by_definition(

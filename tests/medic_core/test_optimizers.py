@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medic_core.config import ScratchConfig
-from medic_core.removal.optimizers import ADAM_SHARE, build_optimizers, rate_share, set_rates
+from medic_core.removal.optimizers import ADAM_SHARE, build_optimizers, orthogonalized, rate_share, set_rates
 
 MUON = ScratchConfig(optimizer="muon", learning_rate=0.1)
 
@@ -62,6 +62,17 @@ def test_convolutions_and_linear_layers_are_stepped_by_torchs_muon(memory_format
         torch.optim.Muon([matrix], lr=0.1, momentum=0.9, weight_decay=0.0).step()
         after = net.get_parameter(name).detach().flatten(1)
         torch.testing.assert_close(after, matrix.detach(), rtol=0, atol=0.02 * 0.1)  # Muon iterates in bfloat16
+
+
+@given(st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)), st.integers(0, 2**31))
+def test_orthogonalized_matrices_keep_their_singular_vectors(shape: tuple[int, int, int], seed: int) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    found = left.mT @ orthogonalized(matrices) @ right.mT
+    stretched = torch.diagonal(found, dim1=1, dim2=2)
+    torch.testing.assert_close(found, torch.diag_embed(stretched), rtol=0, atol=1e-6)
+    sizeable = values > 0.05 * torch.linalg.matrix_norm(matrices)[:, None]
+    assert ((stretched[sizeable] > 0.5) & (stretched[sizeable] < 1.5)).all()
 
 
 def test_all_else_is_stepped_by_adam_at_a_share_of_the_rate() -> None:
