@@ -17,6 +17,7 @@ a few steps, less what it held before the first.
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
 import subprocess
@@ -32,7 +33,7 @@ import click
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -86,7 +87,7 @@ def transcription_step(given: Suspect, data: Batches, config: MedicConfig) -> St
     """One step of the slow transcription; of the corruption it uses ours, which costs next to nothing."""
     cloning = prepare_cloning(given, data, config)
     spread = {name: Spread(each.mean, each.std) for name, each in cloning.statistics.items()}
-    teacher, clone = (model.to(memory_format=torch.contiguous_format) for model in (cloning.teacher, cloning.clone))
+    teacher, clone = (model.to(memory_format=torch.contiguous_format) for model in (_frozen(given), cloning.clone))
     optimizers = build_optimizers(clone.train(), config)
     loader = DataLoader(_PilImages(data, config), batch_size=config.batch_size, shuffle=True, drop_last=True)
     batches = (batch for _ in count() for batch in loader)
@@ -113,7 +114,7 @@ def our_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
 def floor_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
     """One step of what cannot be left out, on one batch that lies ready."""
     cloning = prepare_cloning(given, data, config)
-    teacher, clone = cloning.teacher, cloning.clone.train()
+    teacher, clone = _frozen(given).to(memory_format=torch.channels_last), cloning.clone.train()
     optimizers = build_optimizers(clone, config)
     inputs, labels = next(data.shuffled(config, epoch=0))
     inputs = inputs.to(memory_format=torch.channels_last).requires_grad_()
@@ -129,6 +130,11 @@ def floor_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
         yield Part({"loss": loss}, [loss], [None])
 
     return lambda: take_step(optimizers, parts())
+
+
+def _frozen(given: Suspect) -> nn.Module:
+    """The suspect as it is, without what we fold in it."""
+    return copy.deepcopy(given.model).eval().requires_grad_(requires_grad=False)
 
 
 STEP_OF = {"transcription": transcription_step, "ours": our_step, "floor": floor_step}

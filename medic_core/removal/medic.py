@@ -14,6 +14,7 @@ from medic_core.activations import Layers, Recorded, Statistics, layer_statistic
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
 from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut_evenly
+from medic_core.folding import fold_normalizations
 from medic_core.importance import cloning_loss, layer_importance
 from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
 from medic_core.suspect import Suspect
@@ -44,6 +45,8 @@ def prepare_cloning(suspect: Suspect, clean: Batches, config: MedicConfig) -> Cl
     layers = layers_to_clone(suspect, clean, config)
     batches = clean.shuffled(config, epoch=STATISTICS_EPOCH)
     statistics = layer_statistics(teacher, layers, batches, kind=config.statistics)
+    fold_normalizations(teacher, next(clean.in_order(batch_size=2))[0], keep=layers.names)
+    teacher = teacher.to(memory_format=memory_format)
     return Cloning(teacher, clone, layers, statistics, clean.preprocessing, config)
 
 
