@@ -158,8 +158,8 @@ class CloningConfig(Config):
             whatever τ is.
         compare: A layer whose output enters a ReLU is compared ``after_relu`` (and the gradient is read there), or at
             its own ``output``. The activation term is always of the output.
-        corruption: Chance of each of two rectangles of noise, and of a wave, on every image that the clone sees; the
-            suspect sees the image without. So the clone is taught not to listen to patterns that clean images lack.
+        corruption: Share of the images that the clone sees with rectangles of noise and waves on them; the suspect sees
+            them without. So the clone is taught not to listen to patterns that clean images lack.
     """
 
     preset: Literal["default", "authors", "paper"] = "default"

@@ -156,22 +156,28 @@ def _rotate(pixels: Tensor, angles: Tensor) -> Tensor:
 
 
 def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tensor:
-    """Put on images what no clean image has: noise on rectangles, and waves; from the device's global random state.
+    """Put on some images what no clean image has: noise on rectangles, and waves; from the device's random state.
 
-    Each image gets each of two rectangles with probability ``share``, and a wave with the same. Sides of a rectangle go
+    A corrupted image gets each of two rectangles with probability ¾, and a wave with the same. Sides of a rectangle go
     from 2 pixels to a quarter of the image's; their noise is independent by pixel, and in one image in colour or grey,
     of any value or black and white. A wave is a sine over the whole image of up to 8 periods along each axis, added to
     all colours, with an amplitude of up to a fifth of the value range.
 
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
-        share: In [0, 1].
+        share: Chance of an image to be corrupted.
         preprocessing: Which rectangles and waves go through as well.
     """
-    present = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) < share
-    waved = _add_wave(inputs, _wave(inputs) * present, preprocessing)
-    inside = _rectangles(inputs, share) | _rectangles(inputs, share)
-    return torch.where(inside, normalize(_noise(inputs), preprocessing), waved)
+    corrupted = _chosen(inputs, share)
+    waved = _add_wave(inputs, _wave(inputs) * (corrupted & _chosen(inputs, 0.75)), preprocessing)
+    inside = _rectangles(inputs, 0.75) | _rectangles(inputs, 0.75)
+    return torch.where(corrupted & inside, normalize(_noise(inputs), preprocessing), waved)
+
+
+def _chosen(images: Tensor, share: float) -> Tensor:
+    """Whether something happens to each image, ``(b, 1, 1, 1)``."""
+    chosen: Tensor = torch.rand(len(images), 1, 1, 1, device=images.device) < share
+    return chosen
 
 
 def _wave(like: Tensor) -> Tensor:
@@ -212,7 +218,7 @@ def _rectangles(images: Tensor, share: float) -> Tensor:
         place = torch.arange(length, device=images.device)
         spans.append((first <= place) & (place < first + side))
     inside: Tensor = spans[0][:, None, :, None] & spans[1][:, None, None, :]
-    return inside & (torch.rand(len(images), 1, 1, 1, device=images.device) < share)
+    return inside & _chosen(images, share)
 
 
 def stratified_holdout(labels: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:
