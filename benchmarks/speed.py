@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -152,9 +152,9 @@ def step_times(steps: dict[str, Step], repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def peak_memory(variant: str, preset: str, threads: int) -> float:
-    """What a process of its own measures of one variant, in megabytes."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--memory-of", variant, preset, "--threads", str(threads)]
+def in_own_process(option: str, *values: str, threads: int) -> float:
+    """What a process of its own prints that is asked for one figure, in megabytes."""
+    command = [sys.executable, "-m", "benchmarks.speed", option, *values, "--threads", str(threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own module
     return float(done.stdout)
 
@@ -223,7 +223,7 @@ def table(preset: str, repeats: int, threads: int) -> dict[str, Any]:
         given, data = suspect("badnet"), images("clean-2500")
         times = step_times({name: STEP_OF[name](given, data, config) for name in VARIANTS}, repeats)
     medians = {name: statistics.median(each) for name, each in times.items()}
-    memory = {name: peak_memory(name, preset, threads) for name in VARIANTS}
+    memory = {name: in_own_process("--memory-of", name, preset, threads=threads) for name in VARIANTS}
     return {
         "preset": preset,
         "layers": len(prepare_cloning(given, _few(data), config).layers.names),
@@ -256,49 +256,65 @@ def job_times(slow_step: float) -> dict[str, Any]:
 @click.option("--steps", default=STEPS, show_default=True, help="Of each variant.")
 @click.option("--threads", default=torch.get_num_threads(), show_default=True)
 @click.option("--memory-of", nargs=2, metavar="VARIANT PRESET", help="Only print the megabytes of one variant.")
-def main(steps: int, threads: int, memory_of: tuple[str, str] | None) -> None:
+@click.option("--resnet50", type=int, metavar="SIZE", help="Only print a ResNet-50's; micro-batches of SIZE, or 0.")
+def main(steps: int, threads: int, memory_of: tuple[str, str] | None, resnet50: int | None) -> None:
     """Time every variant of both presets, print the table, and keep it in benchmarks/results."""
     if any(name not in os.environ for name in CHILD_ENVIRONMENT):  # they are read when a process starts
         command = [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:]]
         os.execve(sys.executable, command, {**CHILD_ENVIRONMENT, **os.environ})  # noqa: S606 - ourselves
     torch.set_num_threads(threads)
     if memory_of:
-        variant, preset = memory_of
-        peak = measure_resnet50(int(preset) or None) if variant == "resnet50" else measure_memory(variant, preset)
-        click.echo(f"{peak:.1f}")
-        return
+        click.echo(f"{measure_memory(*memory_of):.1f}")
+    elif resnet50 is not None:
+        click.echo(f"{measure_resnet50(resnet50 or None):.1f}")
+    else:
+        figures = measure_all(steps, threads)
+        click.echo(show(figures))
+        write_figures(RESULTS, figures)
+
+
+def measure_all(steps: int, threads: int) -> dict[str, Any]:
+    """Every figure that is kept."""
     tables = {preset: table(preset, steps, threads) for preset in PRESETS}
-    for preset, found in tables.items():
-        click.echo(
-            f"preset {preset}, {found['layers']} layers, batch {BATCH}, median of {steps} steps, {threads} threads"
-        )
-        for name in VARIANTS:
-            click.echo(f"  {name:<14}{found['milliseconds'][name]:8.1f} ms{found['memory_megabytes'][name]:8.0f} MB")
-        click.echo("  " + ", ".join(f"{name} {ratio}" for name, ratio in found["ratios"].items()))
-    slow = tables["authors"]["milliseconds"]["transcription"] / 1000
-    jobs, grown = job_times(slow), growth(threads)
-    for row in jobs["default"]:
-        click.echo(f"  a default job on {row['clean']} images: {row['epochs']} epochs, {row['seconds']} s")
-    click.echo(f"  60 epochs of the transcription: {jobs['transcription_60_epochs']} s; ours is {jobs['share']} of it")
-    resnet50 = {size: round(peak_memory("resnet50", str(size), threads)) for size in (0, 16, 8)}
-    click.echo(f"  ResNet-50, 32 images of 224×224, peak MB by micro-batch (0: none): {resnet50}")
-    for row in grown:
-        click.echo(f"  WRN-16-{row['width']} at {row['side']}: ours {row['ours']:.0f} ms, floor {row['floor']:.0f} ms")
-    figures = {
+    slow = tables["authors"]["milliseconds"]["transcription"]
+    memory = {size: round(in_own_process("--resnet50", str(size), threads=threads)) for size in (0, 16, 8)}
+    return {
         "command": f"python -m benchmarks.speed --steps {steps} --threads {threads}",
         "torch": torch.__version__,
         "threads": threads,
         "steps": steps,
         "ratios": {
-            "transcription_over_ours": round(1000 * slow / tables["default"]["milliseconds"]["ours"], 3),
+            "transcription_over_ours": round(slow / tables["default"]["milliseconds"]["ours"], 3),
             "ours_over_floor": tables["default"]["ratios"]["ours_over_floor"],
         },
         "presets": tables,
-        "jobs": jobs,
-        "growth": grown,
-        "resnet50_megabytes_by_micro_batch": resnet50,
+        "jobs": job_times(slow / 1000),
+        "growth": growth(threads),
+        "resnet50_megabytes_by_micro_batch": memory,
     }
-    write_figures(RESULTS, figures)
+
+
+def show(figures: Mapping[str, Any]) -> str:
+    """The same as a table."""
+    lines = [f"batch {BATCH}, median of {figures['steps']} steps of each, {figures['threads']} threads"]
+    for preset, found in figures["presets"].items():
+        lines.append(f"preset {preset}, {found['layers']} layers")
+        for name in VARIANTS:
+            lines.append(f"  {name:<14}{found['milliseconds'][name]:8.1f} ms{found['memory_megabytes'][name]:8.0f} MB")
+        lines.append("  " + ", ".join(f"{name} {ratio}" for name, ratio in found["ratios"].items()))
+    jobs = figures["jobs"]
+    for row in jobs["default"]:
+        lines.append(f"  a default job on {row['clean']} images: {row['epochs']} epochs, {row['seconds']} s")
+    lines.append(
+        f"  60 epochs of the transcription: {jobs['transcription_60_epochs']} s; ours is {jobs['share']} of it"
+    )
+    resnet50 = figures["resnet50_megabytes_by_micro_batch"]
+    lines.append(f"  ResNet-50, 32 images of 224×224, peak MB by micro-batch (0: none): {resnet50}")
+    for row in figures["growth"]:
+        lines.append(
+            f"  WRN-16-{row['width']} at {row['side']}: ours {row['ours']:.0f} ms, floor {row['floor']:.0f} ms"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
