@@ -163,7 +163,7 @@ class CloningConfig(Config):
     """
 
     preset: Literal["default", "authors", "paper"] = "default"
-    cloning_weight: Annotated[float, Gt(0), Le(1e6)] = 10.0
+    cloning_weight: Annotated[float, Gt(0), Le(1e6)] = 30.0
     layers: tuple[str, ...] = (FEATURE_LAYERS,)
     statistics: Literal["per_channel", "per_neuron"] = "per_channel"
     gradient: Literal["batch_mean", "per_sample"] = "batch_mean"
