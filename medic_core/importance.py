@@ -64,7 +64,7 @@ def layer_importance(
 
 
 def _impact(gradient: Tensor, std: Tensor, kind: Impact, temperature: float) -> tuple[Tensor, Tensor]:
-    """Two tensors whose product are the logits of Eq. 3, so that both need not be stored.
+    """Two factors of the logits of Eq. 3, whose product need not be stored where it is only added to something.
 
     ``relative`` logits have mean τ over a sample's neurons, whatever the loss is scaled by.
     """

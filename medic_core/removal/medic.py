@@ -45,8 +45,7 @@ def prepare_cloning(suspect: Suspect, clean: Batches, config: MedicConfig) -> Cl
     layers = layers_to_clone(suspect, clean, config)
     batches = clean.shuffled(config, epoch=STATISTICS_EPOCH)
     statistics = layer_statistics(teacher, layers, batches, kind=config.statistics)
-    fold_normalizations(teacher, next(clean.in_order(batch_size=2))[0], keep=layers.names)
-    teacher = teacher.to(memory_format=memory_format)
+    teacher = fold_normalizations(teacher, next(clean.in_order(batch_size=2))[0], keep=layers.names)
     return Cloning(teacher, clone, layers, statistics, clean.preprocessing, config)
 
 

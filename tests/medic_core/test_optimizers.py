@@ -22,15 +22,15 @@ def network() -> nn.Module:
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1), nn.Flatten()
     )
-    net.append(nn.Linear(6, 2))
+    net.extend([nn.Linear(6, 2), nn.Linear(2, 6), nn.Linear(6, 2)])
     net.register_parameter("token", nn.Parameter(torch.randn(2, 1, 6)))
     return net
 
 
-def with_gradients(net: nn.Module) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
+def with_gradients(net: nn.Module, *, seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     for weight in net.parameters():
-        weight.grad = torch.randn(weight.shape, generator=generator)
+        weight.grad = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
     return {name: weight.detach().clone() for name, weight in net.named_parameters()}
 
 
@@ -48,20 +48,41 @@ def test_every_parameter_is_stepped_and_none_twice(optimizer: str, memory_format
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_convolutions_and_linear_layers_are_stepped_by_torchs_muon(memory_format: torch.memory_format) -> None:
-    net = network().to(memory_format=memory_format)
-    before = with_gradients(net)
-    gradients = {name: weight.grad for name, weight in net.named_parameters()}
-    for each in build_optimizers(net, MUON):
-        each.step()
-    for name in ("0.weight", "3.weight", "5.weight"):
-        matrix = nn.Parameter(before[name].flatten(1).clone())
-        gradient = gradients[name]
-        assert gradient is not None
-        matrix.grad = gradient.flatten(1).clone()
-        torch.optim.Muon([matrix], lr=0.1, momentum=0.9, weight_decay=0.0).step()
+def test_convolutions_and_linear_layers_are_stepped_by_muon(memory_format: torch.memory_format) -> None:
+    """Three steps, beside the definition in float64 and beside torch's own, which iterates in bfloat16."""
+    net = network().double().to(memory_format=memory_format)
+    config = ScratchConfig(optimizer="muon", learning_rate=0.1, weight_decay=0.3)
+    names = ("0.weight", "3.weight", "5.weight", "6.weight", "7.weight")
+    defined = {name: net.get_parameter(name).detach().flatten(1).clone() for name in names}
+    averages = {name: torch.zeros_like(matrix) for name, matrix in defined.items()}
+    theirs = {name: nn.Parameter(matrix.clone()) for name, matrix in defined.items()}
+    torchs = torch.optim.Muon(theirs.values(), lr=0.1, momentum=0.9, weight_decay=0.3)
+    optimizers = build_optimizers(net, config)
+    for step in range(3):
+        with_gradients(net, seed=step)
+        for name, matrix in defined.items():
+            gradient = net.get_parameter(name).grad
+            assert gradient is not None
+            theirs[name].grad = gradient.flatten(1).clone()
+            averages[name] = 0.9 * averages[name] + 0.1 * gradient.flatten(1)
+            direction = 0.9 * averages[name] + 0.1 * gradient.flatten(1)
+            rate = 0.1 * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+            matrix.copy_(matrix - 0.1 * 0.3 * matrix - rate * newton_schulz(direction))
+        for each in (*optimizers, torchs):
+            each.step()
+    for name, matrix in defined.items():
         after = net.get_parameter(name).detach().flatten(1)
-        torch.testing.assert_close(after, matrix.detach(), rtol=0, atol=0.02 * 0.1)  # Muon iterates in bfloat16
+        torch.testing.assert_close(after, matrix, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(after, theirs[name].detach(), rtol=0, atol=0.02)
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """The quintic iteration of Jordan et al. (2024), on the singular values themselves."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
+    return left @ values.diag() @ right
 
 
 @given(st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)), st.integers(0, 2**31))
@@ -80,7 +101,7 @@ def test_all_else_is_stepped_by_adam_at_a_share_of_the_rate() -> None:
     before = with_gradients(net)
     for each in build_optimizers(net, MUON):
         each.step()
-    for name in ("0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.bias", "5.bias", "token"):
+    for name in ("0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.bias", "5.bias", "6.bias", "token"):
         moved = (net.get_parameter(name).detach() - before[name]).abs()  # Adam's first step is the rate itself
         torch.testing.assert_close(moved, torch.full_like(moved, ADAM_SHARE * 0.1), rtol=1e-3, atol=0)
 
