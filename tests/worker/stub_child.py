@@ -26,6 +26,8 @@ def main() -> None:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             case "send":
                 Events().send(argument)
+            case "tell":
+                Events().send({name: os.environ.get(name) for name in argument})
             case "close_events":
                 os.close(int(os.environ["MEDIC_EVENTS_FD"]))
             case "spawn":

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from worker.children import Ended, Event, Watch, run_child
+from worker.process import CHILD_ENVIRONMENT
 
 STUB = "tests.worker.stub_child"
 
@@ -55,6 +56,17 @@ def test_a_child_that_reports_has_not_stalled(tmp_path: Path) -> None:
     events = [("send", {"number": number}) for number in range(5)]
     assert child_that(tmp_path, *events, ("exit", 0), stall_seconds=1.5, on_event=slowly) == Ended("ended", 0)
     assert heard == [{"number": number} for number in range(5)]
+
+
+def test_a_child_gets_its_environment_unless_the_worker_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in CHILD_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    heard: list[Event] = []
+    child_that(tmp_path, ("tell", list(CHILD_ENVIRONMENT)), on_event=heard.append)
+    assert heard == [{**CHILD_ENVIRONMENT, "OMP_WAIT_POLICY": "ACTIVE"}]
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "lease_lost"])
