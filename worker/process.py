@@ -15,8 +15,9 @@ PARENT_PID = "MEDIC_PARENT_PID"
 CHILD_ENVIRONMENT = MappingProxyType(
     {
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning slow each other down on shared cores
-        "MALLOC_MMAP_MAX_": "0",  # else glibc gives the memory of large tensors back after every step,
-        "MALLOC_TRIM_THRESHOLD_": str(2**40),  # and the next step waits for the kernel to clear it again
+        # else glibc gives the memory of tensors back after every step, and the next waits for the kernel to clear it
+        "MALLOC_TRIM_THRESHOLD_": str(2**40),
+        "MALLOC_MMAP_THRESHOLD_": str(2**25),  # its upper limit; larger tensors would leave holes behind
     }
 )
 """What a child starts with, unless the worker's own environment says otherwise."""
