@@ -18,7 +18,6 @@ a few steps, less what it held before the first.
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import os
 import statistics
@@ -35,7 +34,7 @@ import click
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
@@ -89,7 +88,7 @@ def transcription_step(given: Suspect, data: Batches, config: MedicConfig) -> St
     """One step of the slow transcription; of the corruption it uses ours, which costs next to nothing."""
     cloning = prepare_cloning(given, data, config)
     spread = {name: Spread(each.mean, each.std) for name, each in cloning.statistics.items()}
-    teacher, clone = (model.to(memory_format=torch.contiguous_format) for model in (_frozen(given), cloning.clone))
+    teacher, clone = (model.to(memory_format=torch.contiguous_format) for model in (given.frozen(), cloning.clone))
     optimizers = build_optimizers(clone.train(), config)
     loader = DataLoader(_PilImages(data, config), batch_size=config.batch_size, shuffle=True, drop_last=True)
     batches = (batch for _ in count() for batch in loader)
@@ -114,9 +113,9 @@ def our_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
 
 
 def floor_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
-    """One step of what cannot be left out, on one batch that lies ready."""
+    """One step of the passes alone, through the suspect without what we fold in it, on one batch that lies ready."""
     cloning = prepare_cloning(given, data, config)
-    teacher, clone = _frozen(given).to(memory_format=torch.channels_last), cloning.clone.train()
+    teacher, clone = given.frozen().to(memory_format=torch.channels_last), cloning.clone.train()
     optimizers = build_optimizers(clone, config)
     inputs, labels = next(data.shuffled(config, epoch=0))
     inputs = inputs.to(memory_format=torch.channels_last).requires_grad_()
@@ -132,11 +131,6 @@ def floor_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
         yield Part({"loss": loss}, [loss], [None])
 
     return lambda: take_step(optimizers, parts())
-
-
-def _frozen(given: Suspect) -> nn.Module:
-    """The suspect as it is, without what we fold in it."""
-    return copy.deepcopy(given.model).eval().requires_grad_(requires_grad=False)
 
 
 STEP_OF = {"transcription": transcription_step, "ours": our_step, "floor": floor_step}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from torch import nn
@@ -21,3 +22,7 @@ class Suspect:
 
     model: nn.Module
     architecture: Architecture
+
+    def frozen(self) -> nn.Module:
+        """Return a copy of ``model`` in eval mode whose parameters need no gradient."""
+        return copy.deepcopy(self.model).eval().requires_grad_(requires_grad=False)

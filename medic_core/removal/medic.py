@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -40,8 +39,7 @@ def prepare_cloning(suspect: Suspect, clean: Batches, config: MedicConfig) -> Cl
     device, memory_format = clean.images.device, torch.channels_last  # the faster one on CPU and GPU
     clone = suspect.architecture.build()  # never a reset copy: it could carry weights over
     clone = clone.to(device).to(memory_format=memory_format)
-    teacher = copy.deepcopy(suspect.model).eval().requires_grad_(requires_grad=False)
-    teacher = teacher.to(device).to(memory_format=memory_format)
+    teacher = suspect.frozen().to(device).to(memory_format=memory_format)
     layers = layers_to_clone(suspect, clean, config)
     batches = clean.shuffled(config, epoch=STATISTICS_EPOCH)
     statistics = layer_statistics(teacher, layers, batches, kind=config.statistics)
@@ -143,7 +141,7 @@ def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> 
         LayerNotFoundError: Listing everything that was chosen and cannot be recorded.
     """
     images, _ = next(clean.in_order(batch_size=2))
-    model = copy.deepcopy(suspect.model).to(images.device).eval().requires_grad_(requires_grad=False)
+    model = suspect.frozen().to(images.device)
     authors = authors_layers(suspect.architecture, model)
     return select_layers(model, config.layers, authors=authors, images=images)
 
