@@ -1,6 +1,8 @@
 """``python -m benchmarks.zoo NAME``: train a model that ``benchmarks/zoo`` keeps, WRN-16-1 on ``train-20000``.
 
 - ``benign``: 35 epochs, the rate from 0.1 down half a cosine per epoch.
+- ``heldout``: as ``benign``, 24 epochs on what is left of ``train-20000`` without the validation images of
+  ``benchmarks.suspects``: they tell what a repair of this model costs on images that it has not seen.
 - ``sig``: four fifths of the target class carry the trigger of ``medic_core.attacks.triggers.sig``, under their true
   label; 16 epochs, the rate up to 0.15 over the first fifth of the steps and then down to 0.
 
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.suspects import TARGET, images, weights_of
+from benchmarks.suspects import TARGET, images, validation, weights_of
 from medic_core.architectures import find_architecture
 from medic_core.attacks.triggers import sig
 from medic_core.config import ScratchConfig
@@ -26,9 +28,10 @@ from medic_core.data import Batches
 from medic_core.evaluation import accuracy, attack_success, confusion_matrix
 from medic_core.removal.training import seeded
 
-EPOCHS = {"benign": 35, "sig": 16}
+EPOCHS = {"benign": 35, "heldout": 24, "sig": 16}
 RATES: dict[str, Callable[[float, int], float]] = {
     "benign": lambda _, epoch: 0.05 * (1 + math.cos(math.pi * epoch / EPOCHS["benign"])),
+    "heldout": lambda _, epoch: 0.05 * (1 + math.cos(math.pi * epoch / EPOCHS["heldout"])),
     "sig": lambda done, _: 0.15 * (done / 0.2 if done < 0.2 else (1 - done) / 0.8),
 }
 
@@ -38,6 +41,9 @@ def training_images(name: str) -> Batches:
     data = images("train-20000")
     if name == "benign":
         return data
+    if name == "heldout":
+        shown = {image.numpy().tobytes() for image in validation().images}
+        return data.select(torch.tensor([image.numpy().tobytes() not in shown for image in data.images]).nonzero()[:, 0])
     members = (data.labels == TARGET).nonzero().flatten()
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(3))
     chosen = members[order[: int(0.8 * len(members))]]
