@@ -43,7 +43,9 @@ def training_images(name: str) -> Batches:
         return data
     if name == "heldout":
         shown = {image.numpy().tobytes() for image in validation().images}
-        return data.select(torch.tensor([image.numpy().tobytes() not in shown for image in data.images]).nonzero()[:, 0])
+        return data.select(
+            torch.tensor([image.numpy().tobytes() not in shown for image in data.images]).nonzero()[:, 0]
+        )
     members = (data.labels == TARGET).nonzero().flatten()
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(3))
     chosen = members[order[: int(0.8 * len(members))]]
