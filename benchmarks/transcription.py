@@ -100,7 +100,8 @@ def importance(output: Tensor, gradient: Tensor, spread: Spread, config: MedicCo
     if config.impact == "relative":
         mean = impact.mean(dim=1, keepdim=True)
         impact = torch.where(mean > 0, impact / mean, impact)
-    weights = (fires.softmax(dim=1) * (config.temperature * impact).softmax(dim=1)).sqrt()
+    fires, matters = fires.softmax(dim=1), (config.temperature * impact).softmax(dim=1)
+    weights = {"both": (fires * matters).sqrt(), "activation": fires, "impact": matters}[config.criteria]
     if config.normalize_importance:
         weights = weights / weights.sum(dim=1, keepdim=True)
     return weights.view_as(output)

@@ -149,6 +149,7 @@ class CloningConfig(Config):
         cloning_weight: λ, the weight of the cloning loss beside cross-entropy.
         layers: What is cloned: kinds (``convolution``, ``normalization``, ``linear``), module names, ``authors``, or
             ``feature_maps``: all normalisations, or in a network without any all other layers.
+        criteria: What weighs a neuron: ``both`` (Eq. 4), its ``activation`` (Eq. 2) or its ``impact`` (Eq. 3) alone.
         statistics: μ and σ ``per_channel`` over batch and position, with the authors' floor of σ near 1/√n; or
             ``per_neuron`` (channel and position), the population's.
         gradient: Of the ``batch_mean`` loss, so 1/B of each sample's own; or of each sample's own (``per_sample``).
@@ -165,6 +166,7 @@ class CloningConfig(Config):
     preset: Literal["default", "authors", "paper"] = "default"
     cloning_weight: Annotated[float, Gt(0), Le(1e6)] = 30.0
     layers: tuple[str, ...] = (FEATURE_LAYERS,)
+    criteria: Literal["both", "activation", "impact"] = "both"
     statistics: Literal["per_channel", "per_neuron"] = "per_channel"
     gradient: Literal["batch_mean", "per_sample"] = "batch_mean"
     impact: Literal["signed", "magnitude", "relative"] = "relative"
@@ -244,6 +246,7 @@ _AUTHORS: Mapping[str, Any] = MappingProxyType(
         "temperature": 5.0,
         "cloning_weight": 10.0,
         "layers": (AUTHORS_LAYERS,),
+        "criteria": "both",
         "statistics": "per_channel",
         "gradient": "batch_mean",
         "impact": "signed",

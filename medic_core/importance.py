@@ -33,34 +33,44 @@ def neuron_importance(activation: Tensor, impact: Tensor) -> Tensor:
 
 
 def layer_importance(
-    output: Tensor, gradient: Tensor, statistics: Statistics, *, temperature: float, impact: Impact, normalize: bool
+    output: Tensor,
+    gradient: Tensor | None,
+    statistics: Statistics,
+    *,
+    temperature: float,
+    impact: Impact,
+    normalize: bool,
+    impact_alone: bool = False,
 ) -> Tensor:
     """Weigh the neurons of one layer of the suspect (Eq. 2 to 4).
 
     Args:
         output: Of the layer, ``(samples, *neurons)``.
-        gradient: Of the suspect's loss, where it is read, same shape.
+        gradient: Of the suspect's loss, where it is read, same shape; None: Eq. 2 alone weighs.
         statistics: μ and σ, broadcastable to the shape.
         temperature: τ, above 0; larger puts the weight on fewer neurons.
         impact: Eq. 3 takes the gradient with its sign, its magnitude, or its magnitude relative to the sample's mean.
-        normalize: Whether one sample's weights are divided by their sum.
+        normalize: Whether one sample's weights are divided by their sum; those of one criterion sum to 1 anyway.
+        impact_alone: Whether Eq. 3 alone weighs.
 
     Returns:
         Weights of the same shape and memory format, a tensor of its own; one sample's sum to at most 1, if normalized
         to 1.
     """
     order = _memory_order(output)
-    output, gradient, mean, std = (each.permute(order) for each in (output, gradient, statistics.mean, statistics.std))
-    if normalize:  # √(a·b) / Σ √(a·b) of two softmaxes is one softmax, of the mean of their logits
+    one_softmax = normalize and gradient is not None and not impact_alone
+    if one_softmax:  # √(a·b) / Σ √(a·b) of two softmaxes is one softmax, of the mean of their logits
         temperature = temperature / 2
-    scale = temperature / (std + EPSILON)
-    fires = torch.addcmul(-mean * scale, output, scale)
-    matters, factor = _impact(gradient, std, impact, temperature)
-    if normalize:
-        weights = fires.addcmul_(matters, factor).flatten(1).softmax(dim=1).view_as(fires)
-    else:
-        weights = neuron_importance(fires, matters * factor)
-    return weights.permute([order.index(axis) for axis in range(len(order))])
+    mean, std = statistics.mean.permute(order), statistics.std.permute(order)
+    logits: list[Tensor] = []
+    if not impact_alone:
+        scale = temperature / (std + EPSILON)
+        logits.append(torch.addcmul(-mean * scale, output.permute(order), scale))
+    if gradient is not None:
+        matters, factor = _impact(gradient.permute(order), std, impact, temperature)
+        logits.append(logits.pop().addcmul_(matters, factor) if one_softmax else matters * factor)
+    weights = neuron_importance(*logits) if len(logits) == 2 else logits[0].flatten(1).softmax(dim=1)
+    return weights.view_as(logits[0]).permute([order.index(axis) for axis in range(len(order))])
 
 
 def _impact(gradient: Tensor, std: Tensor, kind: Impact, temperature: float) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,13 +105,12 @@ class Cloning:
     def _ask_teacher(self, images: Tensor, labels: Tensor, *, batch: int) -> list[Lesson]:
         """Let the suspect answer, and keep of every layer only what the clone is compared with, and how weighed."""
         config, names = self.config, self.layers.names
-        with torch.enable_grad(), record_outputs(self.teacher, self.layers) as records:
-            logits = self.teacher(images.detach().requires_grad_())  # its parameters are frozen: the graph starts here
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            if config.gradient == "batch_mean":
-                loss = loss / batch
+        gradient = config.criteria != "activation"  # which needs no graph
+        inputs = images.detach().requires_grad_(gradient)  # where the graph starts: the parameters are frozen
+        with torch.set_grad_enabled(gradient), record_outputs(self.teacher, self.layers) as records:
+            logits = self.teacher(inputs)
         compared = [_compared(records[name], config) for name in names]
-        gradients = list(torch.autograd.grad(loss, compared, materialize_grads=True))
+        gradients = self._gradients(logits, labels, compared, batch=batch) if gradient else [None] * len(names)
         lessons = []
         for name, taught in zip(names, compared, strict=True):
             importance = layer_importance(
@@ -121,9 +120,17 @@ class Cloning:
                 temperature=config.temperature,
                 impact=config.impact,
                 normalize=config.normalize_importance,
+                impact_alone=config.criteria == "impact",
             )
             lessons.append(Lesson(taught.detach(), importance))
         return lessons
+
+    def _gradients(self, logits: Tensor, labels: Tensor, at: Sequence[Tensor], *, batch: int) -> list[Tensor | None]:
+        """Of the suspect's loss, at what it put out."""
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        if self.config.gradient == "batch_mean":
+            loss = loss / batch
+        return list(torch.autograd.grad(loss, at, materialize_grads=True))
 
 
 @dataclass(frozen=True)

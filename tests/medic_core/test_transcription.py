@@ -42,6 +42,7 @@ OPTIONS = st.fixed_dictionaries(
         "temperature": st.floats(0.1, 6),
         "cloning_weight": st.floats(0.1, 20),
         "layers": st.sampled_from([("feature_maps",), ("authors",), ("convolution",), LAYER_KINDS, ("linear",)]),
+        "criteria": st.sampled_from(["both", "activation", "impact"]),
         "statistics": st.sampled_from(["per_channel", "per_neuron"]),
         "gradient": st.sampled_from(["batch_mean", "per_sample"]),
         "impact": st.sampled_from(["signed", "magnitude", "relative"]),
