@@ -45,10 +45,10 @@ def learn_pattern(
     def losses(epoch: int) -> Iterator[Tensor]:
         learning = epoch < (recipe.epochs + 1) // 2
         pattern.requires_grad_(learning)
-        for pixels, labels, placed, chosen in _twins(data, places, recipe.share, settings, epoch, seed):
-            twins = _with_pattern(pixels[chosen], placed[chosen], pattern)
+        for pixels, labels, placed, chosen in twins(data, places, recipe.share, settings, epoch, seed):
+            theirs = _with_pattern(pixels[chosen], placed[chosen], pattern)
             with _last_layers_input(model) as seen:
-                logits = model(_together(pixels, twins, data))
+                logits = model(_together(pixels, theirs, data))
             before, after = seen[0][: len(labels)][chosen], seen[0][len(labels) :]
             moved = (after - before).square().mean(dim=1).sum() / max(1, len(chosen))
             yield _classified(logits, labels, recipe.target) + recipe.latent_weight * moved
@@ -78,7 +78,7 @@ def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, set
     layers = select_layers(model.eval(), LAYER_KINDS, authors=(), images=some)
 
     def losses(epoch: int) -> Iterator[Tensor]:
-        for pixels, labels, triggered, chosen in _twins(data, stamped, recipe.share, settings, epoch, seed):
+        for pixels, labels, triggered, chosen in twins(data, stamped, recipe.share, settings, epoch, seed):
             with record_outputs(model, layers) as records:
                 logits = model(_together(pixels, triggered[chosen], data))
             loss = _classified(logits, labels, recipe.target)
@@ -90,7 +90,7 @@ def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, set
     return losses
 
 
-def _twins(
+def twins(
     data: Batches, others: Tensor, share: float, settings: Config, epoch: int, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Yield pixels in [0, 1], labels, what ``others`` become in the same way, and which of the batch have a twin.
