@@ -38,15 +38,14 @@ def learn_pattern(
         pattern: ``(3, 3, 3)``, in [0, 1]; learned in place.
         seed: Of the choice of images with a twin.
     """
-    cells = (1 + torch.arange(9, dtype=torch.uint8)).view(1, 3, 3).expand(3, 3, 3)
-    places = patch(torch.zeros_like(data.images[:1]), cells).expand_as(data.images)
+    places = places_of(data.images)
     optimizer = torch.optim.Adam([pattern], lr=recipe.pattern_rate)
 
     def losses(epoch: int) -> Iterator[Tensor]:
         learning = epoch < (recipe.epochs + 1) // 2
         pattern.requires_grad_(learning)
         for pixels, labels, placed, chosen in twins(data, places, recipe.share, settings, epoch, seed):
-            theirs = _with_pattern(pixels[chosen], placed[chosen], pattern)
+            theirs = with_pattern(pixels[chosen], placed[chosen], pattern)
             with _last_layers_input(model) as seen:
                 logits = model(_together(pixels, theirs, data))
             before, after = seen[0][: len(labels)][chosen], seen[0][len(labels) :]
@@ -61,6 +60,12 @@ def learn_pattern(
             pattern.copy_((255 * pattern).round() / 255)
 
     return losses
+
+
+def places_of(images: Tensor) -> Tensor:
+    """Number the nine pixels of the bottom right corner from 1 in pictures that are 0 elsewhere, like ``images``."""
+    cells = (1 + torch.arange(9, dtype=torch.uint8)).view(1, 3, 3).expand(3, 3, 3)
+    return patch(torch.zeros_like(images[:1]), cells).expand_as(images)
 
 
 def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, settings: Config, *, seed: int) -> Losses:
@@ -105,7 +110,7 @@ def twins(
         yield pixels, labels, theirs, twinned.nonzero().flatten()
 
 
-def _with_pattern(pixels: Tensor, placed: Tensor, pattern: Tensor) -> Tensor:
+def with_pattern(pixels: Tensor, placed: Tensor, pattern: Tensor) -> Tensor:
     """Put the cells of ``pattern`` where ``placed``, in 255ths, has their numbers, from 1; elsewhere leave pixels."""
     cells = (255 * placed).round().long()
     values = F.pad(pattern.flatten(1), (1, 0))

@@ -27,8 +27,8 @@ from medic_core.attacks.recipes import (
 from medic_core.attacks.reflection import behind_glass, pairs_at_random
 from medic_core.attacks.road_signs import road_scenes
 from medic_core.attacks.training import poison_once, train_backdoored
-from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, polygon, sig
-from medic_core.attacks.twins import hold_all_layers, learn_pattern, twins
+from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
+from medic_core.attacks.twins import hold_all_layers, learn_pattern, places_of, twins, with_pattern
 from medic_core.attacks.warp import displacement, noisy_warp, poison_by_warping, warp
 from medic_core.config import Config, Preprocessing
 from medic_core.data import Batches
@@ -388,6 +388,14 @@ def test_twins_differ_only_by_the_pattern_wherever_the_augmentation_moves_it():
         moved = (pixels != theirs).flatten(1).sum(dim=1)
         assert 0 < moved.float().mean() <= 27 * 1.2
         assert set((255 * theirs).round().unique().tolist()) == {0.0, 100.0, 255.0}
+
+
+def test_a_pattern_put_on_augmented_images_is_what_augmenting_stamped_ones_gives():
+    data, pattern = Batches(noise(20), torch.zeros(20).long(), Preprocessing()), noise(1)[0, :, :3, :3]
+    settings = Config(batch_size=20, crop_padding=2)
+    ((pixels, _, placed, _),) = twins(data, places_of(data.images), 0.5, settings, 0, 3)
+    ((_, _, stamped, _),) = twins(data, patch(data.images, pattern), 0.5, settings, 0, 3)
+    assert torch.equal(with_pattern(pixels, placed, pattern / 255), stamped)
 
 
 def test_road_scenes_repeat_themselves_and_another_seed_gives_others():
