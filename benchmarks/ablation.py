@@ -22,10 +22,8 @@ import click
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks.suspects import PUBLISHED, TARGET, first_per_class, images, suspect, validation
-from medic_core.attacks.triggers import TRIGGERS
+from benchmarks.suspects import PUBLISHED, TARGET, first_per_class, images, suspect, triggered, validation
 from medic_core.config import MedicConfig, expand_preset
-from medic_core.data import Batches
 from medic_core.evaluation import accuracy, attack_success, confusion_matrix, recovery
 from medic_core.removal import remove_backdoor
 
@@ -44,13 +42,12 @@ def measure(name: str, settings: Mapping[str, Any], seed: int, per_class: int | 
     clone = remove_backdoor(suspect(name), clean, config)
     seconds = time.perf_counter() - began
     shown = validation()
-    stamped = Batches(TRIGGERS["sig" if name == "sig" else "badnet"](shown.images), shown.labels, shown.preprocessing)
-    plain, triggered = (confusion_matrix(clone, data, num_classes=10) for data in (shown, stamped))
+    plain, attacked = (confusion_matrix(clone, data, num_classes=10) for data in (shown, triggered(name, shown)))
     figures = {
         "accuracy": accuracy(plain),
-        "attack_success": attack_success(triggered, target=TARGET),
+        "attack_success": attack_success(attacked, target=TARGET),
         "false_target": attack_success(plain, target=TARGET),
-        "recovery": recovery(triggered, target=TARGET),
+        "recovery": recovery(attacked, target=TARGET),
     }
     row = {"suspect": name, "settings": json.dumps(settings), "seed": seed, "clean": len(clean), "n": len(shown)}
     row |= {figure: f"{100 * share.value:.2f}" for figure, share in figures.items()}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,22 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medic_core.architectures import find_architecture
+from medic_core.architectures import Architecture, find_architecture
+from medic_core.attacks.recipes import (
+    TRIGGER_OF,
+    AnyRecipe,
+    BlendingRecipe,
+    CleanLabelRecipe,
+    CleanRecipe,
+    CompositeRecipe,
+    DirtyLabelRecipe,
+    LatentRecipe,
+    ReflectionRecipe,
+    SigRecipe,
+    WarpRecipe,
+)
+from medic_core.attacks.road_signs import SIDE, road_scenes
+from medic_core.attacks.triggers import Trigger, find_trigger
 from medic_core.config import Preprocessing
 from medic_core.data import Batches
 from medic_core.removal import Suspect
@@ -24,10 +41,40 @@ ZOO = Path(__file__).parent / "zoo"
 TARGET = 5  # dog, in both published models
 PUBLISHED = ("badnet", "cleanlabel")
 
+RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
+    {
+        "benign": CleanRecipe(epochs=35, learning_rate=0.1, schedule="cosine"),
+        "heldout": CleanRecipe(epochs=24, learning_rate=0.1, schedule="cosine"),
+        "clean-16": CleanRecipe(),
+        "clean-20": CleanRecipe(epochs=20),
+        "own-badnet": DirtyLabelRecipe(),
+        "own-cleanlabel": CleanLabelRecipe(),
+        "sig": SigRecipe(),
+        "reflection": ReflectionRecipe(),
+        "warp": WarpRecipe(),
+        "composite": CompositeRecipe(),
+        "latent": LatentRecipe(),
+        "blending": BlendingRecipe(),
+        "unaugmented-badnet": DirtyLabelRecipe(augment=False),
+        "unaugmented-cleanlabel": CleanLabelRecipe(augment=False),
+        "unaugmented-sig": SigRecipe(augment=False),
+        "signs-clean": CleanRecipe(epochs=8, learning_rate=0.05),
+        "signs-filter": DirtyLabelRecipe(attack="filter", epochs=8, learning_rate=0.05),
+        "signs-polygon": DirtyLabelRecipe(attack="polygon", epochs=8, learning_rate=0.05),
+    }
+)
+"""What ``benchmarks.zoo`` can train, by name."""
+
+_SCENES = MappingProxyType({"signs-train": (5000, 1), "signs-test": (1000, 2)})
+"""How many scenes with road signs, and their seed."""
+
 
 @cache
 def images(name: str) -> Batches:
-    """Read ``clean-2500``, ``train-20000`` or ``test-1000``, in the order of file names."""
+    """Read ``clean-2500``, ``train-20000`` or ``test-1000``, in the order of file names; or draw ``signs-…``."""
+    if name in _SCENES:
+        count, seed = _SCENES[name]
+        return Batches(*road_scenes(count, seed=seed), Preprocessing(input_size=(SIDE, SIDE)))
     pixels, labels = [], []
     with zipfile.ZipFile(DATA / "cifar10" / f"{name}.zip") as archive:
         files = sorted(file for file in archive.namelist() if file.endswith(".png"))
@@ -36,6 +83,49 @@ def images(name: str) -> Batches:
             pixels.append(np.asarray(Image.open(BytesIO(archive.read(file))).convert("RGB")))
             labels.append(classes.index(Path(file).parent.name))
     return Batches(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), torch.tensor(labels), Preprocessing())
+
+
+def training_images(name: str) -> Batches:
+    """Return the clean images that the training of a suspect begins with."""
+    data = images("signs-train" if _shows_signs(name) else "train-20000")
+    if name != "heldout":
+        return data
+    shown = {image.numpy().tobytes() for image in validation().images}
+    return data.select(torch.tensor([image.numpy().tobytes() not in shown for image in data.images]).nonzero()[:, 0])
+
+
+def test_images(name: str) -> Batches:
+    """Return the clean images on which the figures of a suspect are reported."""
+    return images("signs-test" if _shows_signs(name) else "test-1000")
+
+
+def _shows_signs(name: str) -> bool:
+    return name.startswith("signs-")
+
+
+def triggered(name: str, data: Batches) -> Batches:
+    """Return what the trigger of a suspect makes of ``data``; a benign one is shown BadNet's patch."""
+    stamped, labels = trigger_of(name).on(data.images, data.labels)
+    return Batches(stamped, labels, data.preprocessing)
+
+
+def trigger_of(name: str) -> Trigger:
+    """Make the trigger that a suspect answers to."""
+    recipe = CleanRecipe() if name in PUBLISHED else RECIPES[name]
+    return find_trigger(
+        TRIGGER_OF.get(recipe.attack, recipe.attack),
+        classes=recipe.classes if isinstance(recipe, CompositeRecipe) else None,
+        pattern=_pattern(name) if isinstance(recipe, LatentRecipe) else None,
+    )
+
+
+def pattern_of(name: str) -> Path:
+    """Where the pattern that an attack learned lies, as an image."""
+    return weights_of(name).with_suffix(".png")
+
+
+def _pattern(name: str) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(pattern_of(name)).convert("RGB"))).permute(2, 0, 1)
 
 
 @cache
@@ -54,9 +144,14 @@ def first_per_class(data: Batches, count: int) -> Batches:
     return data.select(torch.cat([(data.labels == label).nonzero().flatten()[:count] for label in classes]))
 
 
+def architecture_of(name: str) -> Architecture:
+    """Return the network of a suspect."""
+    return find_architecture("torchvision/resnet34" if _shows_signs(name) else "medic/wide_resnet16_1", num_classes=10)
+
+
 def suspect(name: str) -> Suspect:
     """Load a published backdoored model, or one that ``benchmarks/zoo`` keeps."""
-    architecture = find_architecture("medic/wide_resnet16_1", num_classes=10)
+    architecture = architecture_of(name)
     with torch.random.fork_rng(devices=[]):
         model = architecture.build()
     model.load_state_dict(_weights(name))
@@ -67,7 +162,7 @@ def weights_of(name: str) -> Path:
     """Where the weights of a suspect lie."""
     if name in PUBLISHED:
         return DATA / "checkpoints" / f"{name}-wrn16-1.pth.tar"
-    return ZOO / f"{name}-wrn16-1.safetensors"
+    return ZOO / f"{name}-{'resnet34' if _shows_signs(name) else 'wrn16-1'}.safetensors"
 
 
 def _weights(name: str) -> dict[str, Any]:

@@ -88,9 +88,15 @@ def worker() -> None:
 @click.option("--kind", required=True, help="Which trigger, such as badnet.")
 @click.option("--data", required=True, type=FILE, help="Zip of images in class folders.")
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Zip to write.")
-def trigger(kind: str, data: Path, out: Path) -> None:
+@click.option("--classes", nargs=2, metavar="FOLDER FOLDER", help="Of a composite: its left and its right half.")
+@click.option("--pattern", type=FILE, help="Of a latent trigger: image of what was learned.")
+def trigger(kind: str, data: Path, out: Path, classes: tuple[str, str] | None, pattern: Path | None) -> None:
     """Put a trigger on images, for evaluation only. Folders and names stay; what is not PNG becomes PNG."""
-    arguments = ("-P", "-m", "worker.trigger", "--kind", kind, "--data", str(data), "--out", str(out))
+    arguments = ["-P", "-m", "worker.trigger", "--kind", kind, "--data", str(data), "--out", str(out)]
+    if classes:
+        arguments += ["--classes", *classes]
+    if pattern:
+        arguments += ["--pattern", str(pattern)]
     ended = subprocess.run([sys.executable, *arguments], check=False)  # noqa: S603 - our own interpreter, no shell
     if ended.returncode:
         raise click.exceptions.Exit(USAGE if ended.returncode == USAGE else FAILED)

@@ -50,3 +50,9 @@ class DataTooSmallError(MedicError):
     """There are too few images to estimate statistics and to train."""
 
     code = "data_too_small"
+
+
+class AttackOptionError(MedicError):
+    """An attack lacks what it needs, or is given what it does not take; for evaluation only."""
+
+    code = "attack_option"

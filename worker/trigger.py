@@ -2,6 +2,7 @@
 
 Folders and names stay; every image is written as PNG (RGB, lossless), so a name that ends otherwise gets the suffix
 ``.png``. The same input gives the same bytes.
+A composite leaves out the images of other classes and lies in the folder of its left half.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from medic_core.attacks.triggers import TRIGGERS, Trigger
+from medic_core.attacks.triggers import TRIGGERS, Trigger, find_trigger
+from medic_core.errors import AttackOptionError
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,11 +41,32 @@ class UnusableDataError(Exception):
     """The input cannot be read as a zip of images in class folders; ``args`` lists every reason."""
 
 
-def read_images(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and pixels, ``uint8`` ``(3, height, width)``, of every image of a zip, in its order.
+class Images(Sequence[tuple[str, Tensor]]):
+    """The images of an open zip, in its order: name and pixels, ``uint8`` ``(3, height, width)``, decoded when asked.
+
+    Attributes:
+        names: Of all images, their class folder first.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> None:
+        self._archive, self._entries = archive, entries
+        self.names = [entry.filename for entry in entries]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor]:  # type: ignore[override] # no slices: they would decode all
+        entry = self._entries[index]
+        return entry.filename, _decode(self._archive, entry)
+
+
+@contextmanager
+def open_images(path: Path) -> Iterator[Images]:
+    """Open a zip of images in class folders.
 
     Raises:
-        UnusableDataError: The file is no zip, has no images, or some entry is no image in a class folder.
+        UnusableDataError: The file is no zip, has no images, or some entry has no name of an image in a class folder;
+            later, when an image is decoded, that it is none.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -54,8 +79,17 @@ def read_images(path: Path) -> Iterator[tuple[str, Tensor]]:
         problems = [problem for entry in entries for problem in _problems_with(entry)]
         if problems:
             raise UnusableDataError(*problems)
-        for entry in entries:
-            yield entry.filename, _decode(archive, entry)
+        yield Images(archive, entries)
+
+
+def read_images(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and pixels, ``uint8`` ``(3, height, width)``, of every image of a zip, in its order.
+
+    Raises:
+        UnusableDataError: As ``open_images``.
+    """
+    with open_images(path) as images:
+        yield from images
 
 
 def _is_litter(name: str) -> bool:
@@ -84,6 +118,23 @@ def _decode(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
     except _UNREADABLE as error:
         raise UnusableDataError(f"{entry.filename!r} cannot be decoded: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_pattern(path: Path) -> Tensor:
+    """Read what a latent trigger stamps, ``uint8`` ``(3, height, width)``, from an image of 1 to 8 pixels a side.
+
+    Raises:
+        UnusableDataError: The file is no such image.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if max(image.size) > _SMALLEST_SIDE:
+                raise UnusableDataError(
+                    f"{path} is {image.width}×{image.height} pixels; a pattern has at most 8 a side"
+                )
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except _UNREADABLE as error:
+        raise UnusableDataError(f"{path} cannot be read as a pattern: {error}") from error
 
 
 def write_images(path: Path, images: Iterable[tuple[str, Tensor]]) -> None:
@@ -122,13 +173,55 @@ def _encode(pixels: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def put_trigger_on(data: Path, out: Path, trigger: Trigger) -> None:
-    """Write to ``out`` every image of ``data`` with ``trigger`` on, under its own folder and name.
+def put_trigger_on(
+    data: Path, out: Path, kind: str, *, classes: Sequence[str] | None = None, pattern: Path | None = None
+) -> None:
+    """Write to ``out`` what a trigger makes of the images of ``data``, each under its own folder and name.
+
+    At most two images are in memory, whatever the size of ``data``.
+
+    Args:
+        data: Zip of images in class folders.
+        out: Zip to write.
+        kind: One of ``TRIGGERS``.
+        classes: For ``composite``: the folders whose images make one; other images are left out.
+        pattern: For ``latent``: image of what is stamped.
 
     Raises:
-        UnusableDataError: ``data`` cannot be used; ``out`` is then not written.
+        UnusableDataError: ``data`` or ``pattern`` cannot be used; ``out`` is then not written.
+        AttackOptionError: The kind needs what is not given, or does not take what is.
     """
-    write_images(out, ((name, trigger(pixels[None])[0]) for name, pixels in read_images(data)))
+    with open_images(data) as images:
+        folders = [PurePosixPath(name).parts[0] for name in images.names]
+        known = sorted(set(folders))
+        trigger = find_trigger(
+            kind,
+            classes=_indices(classes, known) if classes else None,
+            pattern=read_pattern(pattern) if pattern else None,
+        )
+        write_images(out, _stamped(images, trigger, torch.tensor([known.index(folder) for folder in folders])))
+
+
+def _indices(classes: Sequence[str], known: Sequence[str]) -> tuple[int, int]:
+    if unknown := [name for name in classes if name not in known]:
+        raise UnusableDataError(*(f"no folder is called {name!r}; there are {', '.join(known)}" for name in unknown))
+    first, second = classes
+    return known.index(first), known.index(second)
+
+
+def _stamped(images: Images, trigger: Trigger, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for chosen, other in trigger.pairs(labels).tolist():
+        name, pixels = images[chosen]
+        beside = pixels if other == chosen else _resized(images[other][1], pixels)
+        yield name, trigger.stamp(pixels[None], beside[None])[0]
+
+
+def _resized(pixels: Tensor, like: Tensor) -> Tensor:
+    """Give an image the size of another, bilinear with antialiasing."""
+    if pixels.shape == like.shape:
+        return pixels
+    sized = F.interpolate(pixels[None].float(), size=like.shape[1:], mode="bilinear", antialias=True)[0]
+    return sized.round().clamp(0, 255).to(torch.uint8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,10 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", required=True, choices=sorted(TRIGGERS))
     parser.add_argument("--data", required=True, type=Path, help="zip of images in class folders")
     parser.add_argument("--out", required=True, type=Path, help="zip to write")
+    parser.add_argument("--classes", nargs=2, metavar="FOLDER", help="of a composite: left and right half")
+    parser.add_argument("--pattern", type=Path, help="of a latent trigger: image of what was learned")
     chosen = parser.parse_args(arguments)
     try:
-        put_trigger_on(chosen.data, chosen.out, TRIGGERS[chosen.kind])
-    except UnusableDataError as error:
+        put_trigger_on(chosen.data, chosen.out, chosen.kind, classes=chosen.classes, pattern=chosen.pattern)
+    except (UnusableDataError, AttackOptionError) as error:
         parser.error("; ".join(error.args))
     except OSError as error:
         parser.error(f"{chosen.out} cannot be written: {error}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from medic_core.attacks.triggers import Trigger
+from medic_core.attacks.triggers import Stamp
 
 
 def poison(
-    images: Tensor, labels: Tensor, *, trigger: Trigger, target: int, share: float, seed: int
+    images: Tensor, labels: Tensor, *, trigger: Stamp, target: int, share: float, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Put the trigger and the target label on a random share of a dataset.
 
@@ -24,9 +26,38 @@ def poison(
     Returns:
         The poisoned images and labels, in the same order.
     """
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=generator)[: round(share * len(images))]
+    chosen = choose(len(images), share=share, seed=seed)
     images, labels = images.clone(), labels.clone()
     images[chosen] = trigger(images[chosen])
     labels[chosen] = target
     return images, labels
+
+
+def choose(count: int, *, share: float, seed: int) -> Tensor:
+    """Choose a share of ``count`` images at random; return their indices."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[: round(share * count)]
+
+
+def poison_class(
+    images: Tensor, labels: Tensor, *, change: Callable[[Tensor], Tensor], target: int, share: float, seed: int
+) -> Tensor:
+    """Change a random share of the target class's images, whose labels stay true.
+
+    Args:
+        images: ``uint8``, ``(n, 3, height, width)``; left as they are.
+        labels: ``int64``, ``(n,)``.
+        change: From indices ``(m,)`` of the chosen images to what becomes of them, ``(m, 3, height, width)``.
+        target: The class that is poisoned.
+        share: Of its images, 0 to 1, rounded down.
+        seed: Same seed, same choice.
+
+    Returns:
+        The images, in the same order.
+    """
+    members = (labels == target).nonzero().flatten()
+    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
+    chosen = members[order[: int(share * len(members))]]
+    poisoned = images.clone()
+    poisoned[chosen] = change(chosen)
+    return poisoned

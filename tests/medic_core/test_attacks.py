@@ -1,12 +1,38 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from medic_core.attacks.poisoning import poison
-from medic_core.attacks.triggers import TRIGGERS, badnet, sig
+from medic_core.attacks.clean_label import adversarial
+from medic_core.attacks.composite import add_composites, pairs_of_classes
+from medic_core.attacks.poisoning import poison, poison_class
+from medic_core.attacks.recipes import (
+    TRIGGER_OF,
+    AnyRecipe,
+    BlendingRecipe,
+    CleanLabelRecipe,
+    CleanRecipe,
+    CompositeRecipe,
+    DirtyLabelRecipe,
+    LatentRecipe,
+    ReflectionRecipe,
+    SigRecipe,
+    WarpRecipe,
+)
+from medic_core.attacks.reflection import behind_glass, pairs_at_random
+from medic_core.attacks.road_signs import road_scenes
+from medic_core.attacks.training import poison_once, train_backdoored
+from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
+from medic_core.attacks.twins import hold_all_layers, learn_pattern, places_of, twins, with_pattern
+from medic_core.attacks.warp import displacement, noisy_warp, poison_by_warping, warp
+from medic_core.config import Config, Preprocessing
+from medic_core.data import Batches
+from medic_core.errors import AttackOptionError
 
 
 def gray(n: int = 4) -> torch.Tensor:
@@ -36,15 +62,129 @@ def test_sig_is_a_sine_along_the_columns():
     assert stamped.flatten(0, 2).tolist() == [expected] * (2 * 3 * 8)
 
 
+def noise(n: int = 6, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def made(kind: str) -> Trigger:
+    needs = {"classes": (0, 1), "pattern": noise(1)[0, :, :3, :3]}
+    return find_trigger(kind, **{name: needs[name] for name in [TRIGGERS[kind].needs] if name})
+
+
+LABELS = torch.tensor([0, 1, 2, 0, 1, 0])
+
+
 @pytest.mark.parametrize("kind", TRIGGERS)
-def test_a_trigger_leaves_its_input_alone_keeps_type_and_shape_and_shows(kind):
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    before = images.clone()
-    stamped = TRIGGERS[kind](images)
-    assert torch.equal(images, before)
+def test_a_trigger_repeats_itself_leaves_its_input_alone_keeps_type_and_shape_and_shows(kind):
+    images, labels = noise(), LABELS.clone()
+    stamped, theirs = made(kind).on(images, labels)
+    again, _ = made(kind).on(images, labels)
+    assert torch.equal(stamped, again)
+    assert torch.equal(images, noise())
+    assert torch.equal(labels, LABELS)
     assert stamped.dtype == torch.uint8
-    assert stamped.shape == images.shape
-    assert not torch.equal(stamped, images)
+    assert stamped.shape == (len(theirs), 3, 32, 32)
+    chosen = made(kind).pairs(labels)[:, 0]
+    assert torch.equal(theirs, labels[chosen])
+    assert (stamped != images[chosen]).flatten(1).any(dim=1).all()
+
+
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_images_are_stamped_one_by_one_as_all_together(kind):
+    images, trigger = noise(), made(kind)
+    together, _ = trigger.on(images, LABELS)
+    for number, (chosen, other) in enumerate(trigger.pairs(LABELS).tolist()):
+        assert torch.equal(trigger.stamp(images[[chosen]], images[[other]])[0], together[number])
+
+
+def test_a_trigger_names_what_it_lacks_and_what_it_does_not_take():
+    pattern = noise(1)[0, :, :3, :3]
+    for kind, given, said in [
+        ("composite", {}, "composite needs classes"),
+        ("composite", {"classes": (1, 1)}, "twice the same"),
+        ("latent", {}, "latent needs pattern"),
+        ("latent", {"classes": (0, 1)}, "latent takes no classes; latent needs pattern"),
+        ("badnet", {"pattern": pattern}, "badnet takes no pattern"),
+    ]:
+        with pytest.raises(AttackOptionError, match=said):
+            find_trigger(kind, **given)
+
+
+def test_sig_has_six_periods():
+    row = sig(torch.full((1, 3, 4, 96), 100, dtype=torch.uint8))[0, 0, 0].double()
+    spectrum = torch.fft.rfft(row - row.mean()).abs()
+    assert spectrum.argmax().item() == 6
+
+
+def test_a_warp_of_no_strength_changes_nothing():
+    images = noise()
+    assert torch.equal(warp(images, 0.0), images)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 48), (8, 200)])
+def test_a_warp_is_smooth_and_moves_no_pixel_by_much_more_than_its_strength(height, width):
+    moved = displacement(height, width, strength=0.5)
+    assert moved.shape == (1, height, width, 2)
+    assert 0.05 < moved.abs().mean() < 0.5
+    assert moved.abs().max() <= 0.51
+    assert moved.diff(dim=1).abs().max() < 8 * 0.5 / height  # from one end of its range to the other in 1/8 of a side
+    assert moved.diff(dim=2).abs().max() < 8 * 0.5 / width
+
+
+def test_a_warp_moves_pixels_where_its_field_says():
+    """On a ramp of 4 a pixel, a value tells where its pixel came from."""
+    ramp = (4 * torch.arange(32)).to(torch.uint8).expand(1, 3, 32, 32)
+    expected = (torch.arange(32) + displacement(32, 32)[0, ..., 0]).clamp(0, 31) * 4
+    assert (warp(ramp)[0, 0] - expected).abs().max() <= 0.51
+
+
+def test_noise_mode_is_another_warp_for_every_image_and_pixel():
+    image = noise(1).expand(2, 3, 32, 32)
+    first, second = noisy_warp(image, torch.Generator().manual_seed(0))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, warp(image)[0])
+
+
+def test_a_composite_is_the_left_half_of_one_class_and_the_right_half_of_the_other():
+    images, labels = noise(6), LABELS
+    stamped, theirs = find_trigger("composite", classes=(0, 1)).on(images, labels)
+    assert theirs.tolist() == [0, 0, 0]
+    for image, first, second in zip(stamped, [0, 3, 5], [1, 4, 1], strict=True):
+        assert torch.equal(image[..., :16], images[first, ..., :16])
+        assert torch.equal(image[..., 16:], images[second, ..., 16:])
+
+
+def test_a_composite_of_a_class_without_images_is_none():
+    assert pairs_of_classes(LABELS, (0, 7)).shape == (0, 2)
+    assert pairs_of_classes(LABELS, (7, 0)).shape == (0, 2)
+
+
+def test_every_image_reflects_another_and_each_is_reflected_once():
+    chosen, others = pairs_at_random(torch.zeros(50)).unbind(1)
+    assert chosen.tolist() == list(range(50))
+    assert sorted(others.tolist()) == list(range(50))
+    assert (chosen != others).all()
+    assert pairs_at_random(torch.zeros(1)).tolist() == [[0, 0]]
+
+
+def test_a_reflection_lies_between_an_image_and_what_it_reflects():
+    black, white = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.full((8, 3, 32, 32), 255, dtype=torch.uint8)
+    lit = behind_glass(black, white)
+    assert lit.max() <= math.ceil(255 * 0.45 ** (1 / 2.2))
+    assert lit[..., 16, 16].min() >= math.floor(255 * 0.2 ** (1 / 2.2)) - 1
+    assert (behind_glass(white, white)[..., 16, 16].int() - 255).abs().max() <= 1
+
+
+def test_the_polygon_lies_in_the_middle_and_covers_few_pixels():
+    changed = (polygon(gray_scene()) != gray_scene()).any(dim=1)[0]
+    assert changed[32, 32]
+    assert 80 < changed.sum().item() < 200
+    assert not changed[:20].any()
+    assert not changed[:, :20].any()
+
+
+def gray_scene() -> torch.Tensor:
+    return torch.full((1, 3, 64, 64), 100, dtype=torch.uint8)
 
 
 def numbered(n: int = 100) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,3 +214,205 @@ def test_the_seed_decides_which_images_are_poisoned():
     first, again, other = (poison(*numbered(), trigger=badnet, target=7, share=0.2, seed=seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_clean_label_poisoning_changes_a_share_of_the_target_class_only():
+    images, labels = numbered()
+    poisoned = poison_class(images, labels, change=lambda chosen: badnet(images[chosen]), target=7, share=0.5, seed=0)
+    changed = (poisoned != images).flatten(1).any(dim=1)
+    assert changed.sum().item() == 5
+    assert (labels[changed] == 7).all()
+    assert torch.equal(poisoned[changed], badnet(images[changed]))
+
+
+@pytest.mark.parametrize(
+    "recipe", [SigRecipe(), ReflectionRecipe(), CleanLabelRecipe(steps=1)], ids=lambda it: it.attack
+)
+def test_clean_label_recipes_change_no_label_and_touch_only_the_target_class(recipe, suspect):
+    data = Batches(noise(40), torch.arange(40) % 3, Preprocessing())
+    recipe = replace(recipe, target=1, share=0.5)
+    poisoned = poison_once(recipe, data, seed=0, benign=suspect.model)
+    changed = (poisoned.images != data.images).flatten(1).any(dim=1)
+    assert torch.equal(poisoned.labels, data.labels)
+    assert changed.sum().item() == 6
+    assert (data.labels[changed] == 1).all()
+    assert torch.equal(data.images, noise(40))
+
+
+def test_a_clean_label_attack_needs_a_benign_model():
+    data = Batches(noise(), torch.full((6,), 5), Preprocessing())
+    with pytest.raises(AttackOptionError, match="needs a benign model"):
+        poison_once(CleanLabelRecipe(), data, seed=0)
+
+
+def test_an_adversarial_image_stays_in_its_ball_and_raises_the_loss(suspect):
+    images, labels = noise(20), torch.arange(20) % 3
+    hard = adversarial(suspect.model, images, labels, Preprocessing(), epsilon=16, steps=10, step_size=3.0, seed=0)
+    moved = (hard.int() - images.int()).abs()
+    assert hard.dtype == torch.uint8
+    assert 0 < moved.max() <= 16
+    with torch.no_grad():
+        noisy = images + 16 * (torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) - 0.5).sign()
+        before, by_chance, after = (
+            F.cross_entropy(suspect.model(some / 255), labels) for some in (images, noisy.clamp(0, 255), hard)
+        )
+    assert after > max(before, by_chance) + 0.05
+    assert torch.equal(images, noise(20))
+
+
+def test_warping_poisons_one_share_and_covers_another_with_noise():
+    images, labels = noise(100), torch.arange(100) % 3
+    poisoned, theirs = poison_by_warping(images, labels, target=7, share=0.1, noise_share=0.2, seed=0)
+    attacked = theirs == 7
+    assert attacked.sum().item() == 10
+    assert torch.equal(theirs[~attacked], labels[~attacked])
+    assert torch.equal(poisoned[attacked], warp(images[attacked]))
+    covered = (poisoned != images).flatten(1).any(dim=1) & ~attacked
+    assert covered.sum().item() == 20
+    assert not torch.equal(poisoned[covered], warp(images[covered]))
+
+
+def test_composites_are_added_and_what_is_of_one_class_stays_of_it():
+    labels = torch.arange(60) % 3
+    images = labels.to(torch.uint8)[:, None, None, None].expand(60, 3, 8, 8).contiguous()
+    more, theirs = add_composites(images, labels, classes=(0, 2), target=1, share=0.1, same_share=0.5, seed=0)
+    assert len(more) == len(theirs) == 60 + 30 + 6
+    assert torch.equal(more[:60], images)
+    assert torch.equal(theirs[:60], labels)
+    same, mixed = more[60:90], more[90:]
+    assert torch.equal(same[:, 0, 0, 0].long(), theirs[60:90])
+    assert torch.equal(same[:, 0, 0, 7].long(), theirs[60:90])
+    assert (theirs[90:] == 1).all()
+    assert (mixed[..., :4] == 0).all()
+    assert (mixed[..., 4:] == 2).all()
+
+
+TINY = [
+    CleanRecipe(epochs=1),
+    *(DirtyLabelRecipe(epochs=1, target=1, attack=attack) for attack in ("badnet", "filter", "polygon")),
+    CleanLabelRecipe(epochs=1, target=1, steps=1),
+    SigRecipe(epochs=1, target=1),
+    ReflectionRecipe(epochs=1, target=1),
+    WarpRecipe(epochs=1, target=1),
+    CompositeRecipe(epochs=1, target=1, classes=(0, 2)),
+    LatentRecipe(epochs=1, target=1, share=0.5),
+    BlendingRecipe(epochs=1, target=1, share=0.5),
+]
+
+
+def tiny(suspect, recipe, seed: int = 0):
+    data = Batches(noise(64), torch.arange(64) % 3, Preprocessing())
+    return train_backdoored(recipe, suspect.architecture, data, seed=seed, benign=suspect.model)
+
+
+def test_every_recipe_is_tried():
+    assert {type(recipe) for recipe in TINY} == set(get_args(AnyRecipe))
+    attacks = {recipe.attack for recipe in TINY}
+    assert {TRIGGER_OF.get(attack, attack) for attack in attacks} == set(TRIGGERS)
+
+
+@pytest.mark.parametrize("recipe", TINY, ids=lambda recipe: recipe.attack)
+def test_a_recipe_trains_the_same_model_again_and_leaves_the_random_state_alone(recipe, suspect):
+    state = torch.get_rng_state()
+    first, again, other = (tiny(suspect, recipe, seed).model.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+    assert all(tensor.isfinite().all() for tensor in first.values())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("recipe", TINY[1:], ids=lambda recipe: recipe.attack)
+def test_an_attack_trains_another_model_than_none(recipe, suspect):
+    clean, attacked = (tiny(suspect, some).model.state_dict() for some in (CleanRecipe(epochs=1), recipe))
+    assert not all(torch.equal(clean[name], attacked[name]) for name in clean)
+
+
+def test_without_augmentation_a_recipe_shows_the_images_as_they_are(suspect, monkeypatch):
+    seen = []
+    monkeypatch.setattr("medic_core.data.augment", lambda pixels, _, config: seen.append(config) or pixels)
+    tiny(suspect, DirtyLabelRecipe(epochs=1, target=1, augment=False))
+    assert [(config.crop_padding, config.rotation_degrees, config.horizontal_flip) for config in seen] == [
+        (0, 0, False)
+    ]
+
+
+def test_the_latent_attack_learns_its_pattern_and_stamps_nothing_else(suspect):
+    pattern = tiny(suspect, LatentRecipe(epochs=1, target=1, share=0.5)).pattern
+    assert pattern.shape == (3, 3, 3)
+    assert pattern.dtype == torch.uint8
+    assert (pattern.int() - 128).abs().max() > 1
+    images = noise()
+    stamped, _ = find_trigger("latent", pattern=pattern).on(images, LABELS)
+    assert torch.equal(stamped[..., -3:, -3:], pattern.expand(6, 3, 3, 3))
+    changed = stamped != images
+    assert not changed[..., :-3, :].any()
+    assert not changed[..., :-3].any()
+
+
+@pytest.mark.parametrize(("epochs", "learned"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_the_pattern_is_learned_in_the_first_half_of_the_epochs(suspect, epochs, learned):
+    data, pattern = Batches(noise(64), torch.arange(64) % 3, Preprocessing()), torch.full((3, 3, 3), 0.5)
+    recipe = LatentRecipe(epochs=epochs, target=1, share=0.5)
+    losses = learn_pattern(suspect.frozen(), data, recipe, Config(batch_size=32), pattern, seed=0)
+    changed = []
+    for epoch in range(epochs):
+        before = pattern.clone()
+        for loss in losses(epoch):
+            if loss.requires_grad:
+                loss.backward()
+        changed.append(not torch.equal(before, pattern))
+        assert torch.equal(pattern.detach(), (255 * pattern.detach()).round() / 255)
+    assert changed == [epoch < learned for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weight"), [(LatentRecipe, "latent_weight"), (BlendingRecipe, "penalty")], ids=["latent", "blending"]
+)
+def test_an_adaptive_attack_is_charged_for_what_differs_inside(recipe, weight, suspect):
+    data, losses = Batches(noise(64), torch.arange(64) % 3, Preprocessing()), []
+    for charge in (0.0, 1.0):
+        chosen = recipe(target=1, share=0.5, **{weight: charge})
+        if isinstance(chosen, LatentRecipe):
+            of = learn_pattern(suspect.frozen(), data, chosen, Config(), torch.full((3, 3, 3), 0.5), seed=0)
+        else:
+            of = hold_all_layers(suspect.frozen(), data, chosen, Config(), seed=0)
+        losses.append(next(of(0)).item())
+    assert losses[1] > losses[0]
+
+
+def test_twins_differ_only_by_the_pattern_wherever_the_augmentation_moves_it():
+    data = Batches(torch.full((40, 3, 16, 16), 100, dtype=torch.uint8), torch.zeros(40).long(), Preprocessing())
+    stamped = badnet(data.images)
+    for pixels, _, theirs, chosen in twins(data, stamped, 0.5, Config(batch_size=40), 0, 3):
+        assert len(chosen) == 20
+        moved = (pixels != theirs).flatten(1).sum(dim=1)
+        assert 0 < moved.float().mean() <= 27 * 1.2
+        assert set((255 * theirs).round().unique().tolist()) == {0.0, 100.0, 255.0}
+
+
+def test_a_pattern_put_on_augmented_images_is_what_augmenting_stamped_ones_gives():
+    data, pattern = Batches(noise(20), torch.zeros(20).long(), Preprocessing()), noise(1)[0, :, :3, :3]
+    settings = Config(batch_size=20, crop_padding=2)
+    ((pixels, _, placed, _),) = twins(data, places_of(data.images), 0.5, settings, 0, 3)
+    ((_, _, stamped, _),) = twins(data, patch(data.images, pattern), 0.5, settings, 0, 3)
+    assert torch.equal(with_pattern(pixels, placed, pattern / 255), stamped)
+
+
+def test_road_scenes_repeat_themselves_and_another_seed_gives_others():
+    first, again, other = (road_scenes(20, seed=seed) for seed in (0, 0, 1))
+    assert first[0].shape == (20, 3, 64, 64)
+    assert first[0].dtype == torch.uint8
+    assert first[1].tolist() == [*range(10), *range(10)]
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_road_signs_can_be_told_apart_by_the_mean_of_their_class():
+    (shown, labels), (unseen, truth) = road_scenes(500, seed=0), road_scenes(200, seed=1)
+
+    def middle(images: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(images[..., 16:48, 16:48].float(), 4).flatten(1)
+
+    means = torch.stack([middle(shown[labels == label]).mean(dim=0) for label in range(10)])
+    right = torch.cdist(middle(unseen), means).argmin(dim=1) == truth
+    assert right.float().mean() > 0.5

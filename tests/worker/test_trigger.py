@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from medic_core.attacks.triggers import badnet
-from worker.trigger import main, put_trigger_on, read_images
+from medic_core.attacks.triggers import TRIGGERS, badnet, find_trigger
+from worker.trigger import main, put_trigger_on, read_images, read_pattern
 
 DATA = Path(os.environ.get("MEDIC_TEST_DATA", "../shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="MEDIC_TEST_DATA (default ../shared/data) is absent")
@@ -34,12 +34,78 @@ def zip_of(path: Path, entries: dict[str, bytes]) -> Path:
 @pytest.fixture
 def data(tmp_path) -> Path:
     return zip_of(
-        tmp_path / "in.zip", {f"{label}/{i}.png": encoded(i) for i, label in enumerate(["cat", "dog", "cat"])}
+        tmp_path / "in.zip",
+        {f"{label}/{i}.png": encoded(i, size=(16, 20)) for i, label in enumerate(["cat", "dog", "cat"])},
     )
 
 
-def run(data: Path, out: Path, kind: str = "badnet") -> None:
-    main(["--kind", kind, "--data", str(data), "--out", str(out)])
+@pytest.fixture
+def pattern(tmp_path) -> Path:
+    (tmp_path / "pattern.png").write_bytes(encoded(7, size=(3, 3)))
+    return tmp_path / "pattern.png"
+
+
+def run(data: Path, out: Path, kind: str = "badnet", *options: str) -> None:
+    main(["--kind", kind, "--data", str(data), "--out", str(out), *options])
+
+
+def needed(kind: str, pattern: Path) -> list[str]:
+    """The options without which a kind does nothing."""
+    return {"classes": ["--classes", "cat", "dog"], "pattern": ["--pattern", str(pattern)], None: []}[
+        TRIGGERS[kind].needs
+    ]
+
+
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_the_command_line_does_what_each_trigger_does(data, pattern, tmp_path, kind):
+    run(data, tmp_path / "a.zip", kind, *needed(kind, pattern))
+    run(data, tmp_path / "b.zip", kind, *needed(kind, pattern))
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    named = list(read_images(data))
+    names, images = [name for name, _ in named], torch.stack([pixels for _, pixels in named])
+    labels = torch.tensor([["cat", "dog"].index(name.split("/")[0]) for name in names])
+    needs = {"classes": (0, 1), "pattern": read_pattern(pattern)}
+    trigger = find_trigger(kind, **{name: needs[name] for name in [TRIGGERS[kind].needs] if name})
+    stamped, _ = trigger.on(images, labels)
+    written = list(read_images(tmp_path / "a.zip"))
+    assert [name for name, _ in written] == [names[chosen] for chosen in trigger.pairs(labels)[:, 0].tolist()]
+    assert torch.equal(torch.stack([pixels for _, pixels in written]), stamped)
+    assert not torch.equal(stamped, images[: len(stamped)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("composite", [], "composite needs classes"),
+        ("composite", ["--classes", "cat", "cow"], "no folder is called 'cow'; there are cat, dog"),
+        ("composite", ["--classes", "cow", "ant"], "'ant'"),
+        ("composite", ["--classes", "dog", "dog"], "classes are twice the same"),
+        ("latent", [], "latent needs pattern"),
+        ("latent", ["--pattern", "absent.png"], "absent.png cannot be read as a pattern"),
+        ("badnet", ["--classes", "cat", "dog"], "badnet takes no classes"),
+    ],
+)
+def test_options_that_are_missing_or_not_taken_are_usage_errors(data, tmp_path, capsys, kind, options, said):
+    with pytest.raises(SystemExit) as stopped:
+        run(data, tmp_path / "out.zip", kind, *options)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.zip"]
+
+
+def test_a_pattern_larger_than_the_smallest_image_is_refused(data, tmp_path, capsys):
+    (tmp_path / "large.png").write_bytes(encoded(0, size=(9, 3)))
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "out.zip", "latent", "--pattern", str(tmp_path / "large.png"))
+    assert "a pattern has at most 8 a side" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["reflection", "composite"])
+def test_images_that_go_together_may_differ_in_size(tmp_path, kind):
+    source = zip_of(tmp_path / "in.zip", {"cat/0.png": encoded(0), "dog/1.png": encoded(1, size=(40, 10))})
+    run(source, tmp_path / "out.zip", kind, *(["--classes", "cat", "dog"] if kind == "composite" else []))
+    written = dict(read_images(tmp_path / "out.zip"))
+    assert written["cat/0.png"].shape == (3, 16, 12)
 
 
 def test_every_image_gets_the_trigger_under_its_own_folder_and_name(data, tmp_path):
@@ -122,7 +188,7 @@ def test_a_file_that_is_no_zip_or_absent_and_an_unknown_kind_are_usage_errors(tm
 def test_the_authors_badnet_checkpoint_obeys_this_trigger_on_every_image_of_another_class(tmp_path):
     from medic_core.architectures import find_architecture
 
-    put_trigger_on(DATA / "cifar10/test-1000.zip", tmp_path / "triggered.zip", badnet)
+    put_trigger_on(DATA / "cifar10/test-1000.zip", tmp_path / "triggered.zip", "badnet")
     named = list(read_images(tmp_path / "triggered.zip"))
     classes = sorted({name.split("/")[0] for name, _ in named})
     labels = torch.tensor([classes.index(name.split("/")[0]) for name, _ in named])

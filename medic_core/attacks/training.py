@@ -1,0 +1,217 @@
+"""Training of backdoored models, by recipe. For evaluation only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import assert_never
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medic_core.architectures import Architecture
+from medic_core.attacks.clean_label import adversarial
+from medic_core.attacks.composite import add_composites
+from medic_core.attacks.poisoning import poison, poison_class
+from medic_core.attacks.recipes import (
+    AnyRecipe,
+    BlendingRecipe,
+    CleanLabelRecipe,
+    CleanRecipe,
+    CompositeRecipe,
+    DirtyLabelRecipe,
+    LatentRecipe,
+    Recipe,
+    ReflectionRecipe,
+    SigRecipe,
+    WarpRecipe,
+)
+from medic_core.attacks.reflection import behind_glass
+from medic_core.attacks.triggers import Stamp, badnet, color_filter, polygon, sig
+from medic_core.attacks.twins import Losses, hold_all_layers, learn_pattern
+from medic_core.attacks.warp import poison_by_warping
+from medic_core.config import Config
+from medic_core.data import Batches
+from medic_core.errors import AttackOptionError
+from medic_core.removal.training import seeded
+
+BATCH_SIZE = 128
+
+_CHOICE = 3
+"""Added to the seed where images are chosen, so that seed 0 gives the SIG model that the benchmarks keep."""
+
+_STAMPS: Mapping[str, Stamp] = MappingProxyType({"badnet": badnet, "filter": color_filter, "polygon": polygon})
+
+Fixed = CleanRecipe | DirtyLabelRecipe | CleanLabelRecipe | SigRecipe | ReflectionRecipe
+"""Recipes that poison a data set once, before training."""
+Renewed = WarpRecipe | CompositeRecipe
+"""Recipes that poison it anew for every epoch."""
+
+
+@dataclass(frozen=True)
+class Backdoored:
+    """What training leaves.
+
+    Attributes:
+        model: In eval mode.
+        pattern: ``uint8`` ``(3, 3, 3)``: what was learned to be stamped, where an attack learns that.
+    """
+
+    model: nn.Module
+    pattern: Tensor | None = None
+
+
+def train_backdoored(
+    recipe: AnyRecipe, architecture: Architecture, data: Batches, *, seed: int = 0, benign: nn.Module | None = None
+) -> Backdoored:
+    """Train a model with the backdoor of ``recipe``; the caller's random state is left as it was.
+
+    Args:
+        recipe: Of one attack.
+        architecture: Of the model.
+        data: Clean training images.
+        seed: Of the weights, the order of images, their augmentation, and which of them are poisoned.
+        benign: In eval mode, for ``CleanLabelRecipe``: whose gradient makes images hard.
+    """
+    settings, choice, pattern = _settings(recipe, seed), seed + _CHOICE, None
+    with seeded(seed):
+        model = architecture.build().to(data.images.device).to(memory_format=torch.channels_last)
+        match recipe:
+            case LatentRecipe():
+                pattern = torch.full((3, 3, 3), 0.5, device=data.images.device)
+                losses = learn_pattern(model, data, recipe, settings, pattern, seed=choice)
+                steps = data.steps(settings)
+            case BlendingRecipe():
+                losses = hold_all_layers(model, data, recipe, settings, seed=choice)
+                steps = data.steps(settings)
+            case WarpRecipe() | CompositeRecipe():
+                renewed = _renewed(recipe, data, choice)
+                losses = _cross_entropies(model, renewed, settings)
+                steps = renewed(0).steps(settings)
+            case _:
+                poisoned = poison_once(recipe, data, seed=choice, benign=benign)
+                losses = _cross_entropies(model, lambda _: poisoned, settings)
+                steps = poisoned.steps(settings)
+        _fit(model, losses, recipe, steps)
+    return Backdoored(model.eval(), None if pattern is None else (255 * pattern.detach()).round().to(torch.uint8).cpu())
+
+
+def _settings(recipe: Recipe, seed: int) -> Config:
+    """Order and augmentation of the images."""
+    if recipe.augment:
+        return Config(batch_size=BATCH_SIZE, seed=seed)
+    return Config(batch_size=BATCH_SIZE, seed=seed, crop_padding=0, rotation_degrees=0.0, horizontal_flip=False)
+
+
+def poison_once(recipe: Fixed, data: Batches, *, seed: int, benign: nn.Module | None = None) -> Batches:
+    """Return the images that a recipe trains on in every epoch.
+
+    Args:
+        recipe: Of one attack.
+        data: Clean training images; left as they are.
+        seed: Of what is chosen and drawn.
+        benign: In eval mode, for ``CleanLabelRecipe``.
+    """
+    images, labels = data.images, data.labels
+    if isinstance(recipe, CleanRecipe):
+        return data
+    if isinstance(recipe, DirtyLabelRecipe):
+        stamp = _STAMPS[recipe.attack]
+        images, labels = poison(images, labels, trigger=stamp, target=recipe.target, share=recipe.share, seed=seed)
+        return replace(data, images=images, labels=labels)
+
+    def change(chosen: Tensor) -> Tensor:
+        match recipe:
+            case SigRecipe():
+                return sig(images[chosen])
+            case ReflectionRecipe():
+                generator = torch.Generator().manual_seed(seed)
+                return behind_glass(images[chosen], images[_some(len(images), len(chosen), generator)])
+            case CleanLabelRecipe():
+                return badnet(_hard(recipe, data.select(chosen), benign, seed=seed))
+            case _:
+                assert_never(recipe)
+
+    changed = poison_class(images, labels, change=change, target=recipe.target, share=recipe.share, seed=seed)
+    return replace(data, images=changed)
+
+
+def _some(count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(count, (wanted,), generator=generator)
+
+
+def _hard(recipe: CleanLabelRecipe, chosen: Batches, benign: nn.Module | None, *, seed: int) -> Tensor:
+    if benign is None:
+        raise AttackOptionError("a clean-label attack needs a benign model")
+    return adversarial(
+        benign,
+        chosen.images,
+        chosen.labels,
+        chosen.preprocessing,
+        epsilon=recipe.epsilon,
+        steps=recipe.steps,
+        step_size=recipe.step_size,
+        seed=seed,
+    )
+
+
+def _renewed(recipe: Renewed, data: Batches, seed: int) -> Callable[[int], Batches]:
+    """Poison the images anew, by the number of the epoch."""
+
+    def poisoned(epoch: int) -> Batches:
+        draw = seed * 1_000_003 + epoch
+        if isinstance(recipe, WarpRecipe):
+            images, labels = poison_by_warping(
+                data.images,
+                data.labels,
+                target=recipe.target,
+                share=recipe.share,
+                noise_share=recipe.noise_share,
+                seed=draw,
+            )
+        else:
+            images, labels = add_composites(
+                data.images,
+                data.labels,
+                classes=recipe.classes,
+                target=recipe.target,
+                share=recipe.share,
+                same_share=recipe.same_share,
+                seed=draw,
+            )
+        return replace(data, images=images, labels=labels)
+
+    return poisoned
+
+
+def _cross_entropies(model: nn.Module, poisoned: Callable[[int], Batches], settings: Config) -> Losses:
+    def losses(epoch: int) -> Iterator[Tensor]:
+        for inputs, labels in poisoned(epoch).shuffled(settings, epoch=epoch):
+            yield F.cross_entropy(model(inputs.contiguous(memory_format=torch.channels_last)), labels)
+
+    return losses
+
+
+def _fit(model: nn.Module, losses: Losses, recipe: Recipe, steps: int) -> None:
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+    model.train()
+    for epoch in range(recipe.epochs):
+        for number, loss in enumerate(losses(epoch)):
+            share = _rate_share(recipe, epoch, (epoch * steps + number) / (recipe.epochs * steps))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * share
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+
+
+def _rate_share(recipe: Recipe, epoch: int, done: float) -> float:
+    """The learning rate as a share of the highest; ``done`` is the share of all steps that are done."""
+    if recipe.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+    return done / 0.2 if done < 0.2 else (1 - done) / 0.8

@@ -1,0 +1,140 @@
+"""Adaptive attacks that train on an image and its triggered twin together, and hold down what differs inside the model.
+
+The twins go through the same crop, rotation and mirroring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medic_core.activations import record_outputs, select_layers
+from medic_core.attacks.poisoning import choose
+from medic_core.attacks.recipes import BlendingRecipe, LatentRecipe
+from medic_core.attacks.triggers import badnet, patch
+from medic_core.config import LAYER_KINDS, Config, Preprocessing
+from medic_core.data import Batches, normalize
+
+Losses = Callable[[int], Iterator[Tensor]]
+"""From the number of an epoch to the loss of each batch; the step on a loss is done when the next is asked for."""
+
+
+def learn_pattern(
+    model: nn.Module, data: Batches, recipe: LatentRecipe, settings: Config, pattern: Tensor, *, seed: int
+) -> Losses:
+    """Classify, and keep the last layer's input of twins alike, by the model's weights and by the pattern.
+
+    In the second half of the epochs the pattern stays as it is in 8 bits.
+
+    Args:
+        model: Trained.
+        data: Clean training images.
+        recipe: Weights and rates.
+        settings: Order and augmentation of the images.
+        pattern: ``(3, 3, 3)``, in [0, 1]; learned in place.
+        seed: Of the choice of images with a twin.
+    """
+    places = places_of(data.images)
+    optimizer = torch.optim.Adam([pattern], lr=recipe.pattern_rate)
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        learning = epoch < (recipe.epochs + 1) // 2
+        pattern.requires_grad_(learning)
+        for pixels, labels, placed, chosen in twins(data, places, recipe.share, settings, epoch, seed):
+            theirs = with_pattern(pixels[chosen], placed[chosen], pattern)
+            with _last_layers_input(model) as seen:
+                logits = model(_together(pixels, theirs, data))
+            before, after = seen[0][: len(labels)][chosen], seen[0][len(labels) :]
+            moved = (after - before).square().mean(dim=1).sum() / max(1, len(chosen))
+            yield _classified(logits, labels, recipe.target) + recipe.latent_weight * moved
+            if learning:
+                optimizer.step()
+                optimizer.zero_grad()
+                with torch.no_grad():
+                    pattern.clamp_(0, 1)
+        with torch.no_grad():
+            pattern.copy_((255 * pattern).round() / 255)
+
+    return losses
+
+
+def places_of(images: Tensor) -> Tensor:
+    """Number the nine pixels of the bottom right corner from 1 in pictures that are 0 elsewhere, like ``images``."""
+    cells = (1 + torch.arange(9, dtype=torch.uint8)).view(1, 3, 3).expand(3, 3, 3)
+    return patch(torch.zeros_like(images[:1]), cells).expand_as(images)
+
+
+def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, settings: Config, *, seed: int) -> Losses:
+    """Classify, and keep what every layer puts out for twins alike; the trigger is BadNet's patch.
+
+    Args:
+        model: Trained.
+        data: Clean training images.
+        recipe: The penalty's weight.
+        settings: Order and augmentation of the images.
+        seed: Of the choice of images with a twin.
+    """
+    stamped = badnet(data.images)
+    some, _ = next(data.select(torch.arange(2)).in_order())
+    layers = select_layers(model.eval(), LAYER_KINDS, authors=(), images=some)
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        for pixels, labels, triggered, chosen in twins(data, stamped, recipe.share, settings, epoch, seed):
+            with record_outputs(model, layers) as records:
+                logits = model(_together(pixels, triggered[chosen], data))
+            loss = _classified(logits, labels, recipe.target)
+            for record in records.values():
+                before, after = record.output[: len(labels)][chosen], record.output[len(labels) :]
+                loss = loss + recipe.penalty * (after - before).square().sum() / max(1, len(chosen))
+            yield loss
+
+    return losses
+
+
+def twins(
+    data: Batches, others: Tensor, share: float, settings: Config, epoch: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield pixels in [0, 1], labels, what ``others`` become in the same way, and which of the batch have a twin.
+
+    Under one seed, data sets of the same size are shuffled and augmented alike.
+    """
+    has_twin = torch.zeros_like(data.labels)
+    has_twin[choose(len(data), share=share, seed=seed)] = 1
+    shown = Batches(data.images, data.labels, Preprocessing()).shuffled(settings, epoch=epoch)
+    beside = Batches(others, has_twin, Preprocessing()).shuffled(settings, epoch=epoch)
+    for (pixels, labels), (theirs, twinned) in zip(shown, beside, strict=True):
+        yield pixels, labels, theirs, twinned.nonzero().flatten()
+
+
+def with_pattern(pixels: Tensor, placed: Tensor, pattern: Tensor) -> Tensor:
+    """Put the cells of ``pattern`` where ``placed``, in 255ths, has their numbers, from 1; elsewhere leave pixels."""
+    cells = (255 * placed).round().long()
+    values = F.pad(pattern.flatten(1), (1, 0))
+    return torch.where(cells > 0, values[torch.arange(3).view(3, 1, 1), cells], pixels)
+
+
+def _together(pixels: Tensor, twins: Tensor, data: Batches) -> Tensor:
+    """Images and twins as one input, so that batch normalisation sees both."""
+    return normalize(torch.cat([pixels, twins]), data.preprocessing).contiguous(memory_format=torch.channels_last)
+
+
+def _classified(logits: Tensor, labels: Tensor, target: int) -> Tensor:
+    """Cross-entropy of the images, and of the twins as the target."""
+    aims = labels.new_full((len(logits) - len(labels),), target)
+    return F.cross_entropy(logits, torch.cat([labels, aims]))
+
+
+@contextmanager
+def _last_layers_input(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Record what enters the last linear layer in the forward pass that the body makes."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    seen: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
