@@ -434,8 +434,8 @@ def test_deceiving_images_stay_in_range_and_near(
     reached = pixels_of(found, preprocessing)
     assert -1e-5 <= reached.min() < 0.01
     assert 0.99 < reached.max() <= 1 + 1e-5
-    moved = (reached - pixels).abs()
-    assert 0.19 < moved.max() <= ATTACK.perturbation + 1e-5
+    moved = (reached - pixels).abs().amax(dim=(0, 2, 3))  # in each colour as far as it may
+    torch.testing.assert_close(moved, torch.full((3,), ATTACK.perturbation), rtol=0, atol=1e-5)
 
 
 def pixels_of(inputs: Tensor, preprocessing: Preprocessing) -> Tensor:
