@@ -211,6 +211,37 @@ def _running_layers(model: nn.Module, images: Tensor) -> set[str]:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One run of a module in a forward pass: what it took first, and what it returned; None where that is no tensor."""
+
+    name: str
+    module: nn.Module
+    given: Tensor | None
+    output: Tensor | None
+
+
+def calls_of(model: nn.Module, images: Tensor) -> list[Call]:
+    """Run ``model`` once, without gradients, and list what ran, the parts of a module before the module itself.
+
+    Args:
+        model: In eval mode. It is the last of the list, by the name ``""``.
+        images: A small batch, as the model takes it.
+    """
+    calls: list[Call] = []
+
+    def note(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        first, second = (tensor if isinstance(tensor, Tensor) else None for tensor in ((*given, None)[0], output))
+        calls.append(Call(name, module, first, second))
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, module in model.named_modules():
+            hook = module.register_forward_hook(lambda m, given, output, name=name: note(name, m, given, output))
+            stack.callback(hook.remove)
+        model(images)
+    return calls
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation of one layer's output, shaped to broadcast against ``(batch, *neurons)``."""
 

@@ -106,8 +106,27 @@ class Preprocessing:
     )
 
 
+Optimizer = Literal["adam", "muon", "sgd"]
+Schedule = Literal["constant", "cosine", "linear", "steps"]
+Epochs = Annotated[int, Interval(ge=1, le=10_000)]
+BatchSize = Annotated[int, Interval(ge=2, le=4096)]
+LearningRate = Annotated[float, Gt(0), Le(10)]
+WeightDecay = Annotated[float, Ge(0), Le(1)]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Config(Checked):
+class Seeded(Checked):
+    """What every method shares.
+
+    Attributes:
+        seed: Of all that is drawn, the images that are held out where there is no test data among it.
+    """
+
+    seed: Annotated[int, Interval(ge=0, le=2**31 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Seeded):
     """What every method that trains shares: optimiser, schedule, augmentation, seed.
 
     Attributes:
@@ -115,26 +134,25 @@ class Config(Checked):
         micro_batch_size: A batch goes through the model in parts of this many images, which bounds memory; the
             gradient is that of the whole batch, except that batch normalisation sees a part only. None: all at once.
         optimizer: ``muon`` steps the weights of convolutions and linear layers by Muon (Jordan et al., 2024) and the
-            rest by Adam at a fifth of its rate; or ``adam`` steps everything.
-        weight_decay: Times the rate, off the weights that Muon steps; on the gradient of those that Adam steps.
-        schedule: Of the learning rate: ``cosine`` per epoch to 0; or ``linear``, per step, up over the first tenth and
-            then down to 0.
+            rest by Adam at a fifth of its rate; or ``adam`` or ``sgd`` (momentum 0.9) steps everything.
+        weight_decay: Times the rate, off the weights that Muon steps; on the gradient of those that the others step.
+        schedule: Of the learning rate: ``cosine`` per epoch to 0; ``linear``, per step, up over the first tenth and
+            then down to 0; ``steps``, a tenth after 2 epochs and a thousandth after 20; or ``constant``.
         crop_padding: Random crop of the input size after zero-padding by this many pixels.
         rotation_degrees: Random rotation within ± this, nearest neighbour, black outside.
         horizontal_flip: Mirror half of the images. Switch it off where mirroring changes the class, as for digits.
     """
 
-    epochs: Annotated[int, Interval(ge=1, le=10_000)] | None = None
-    batch_size: Annotated[int, Interval(ge=2, le=4096)] = 32
-    micro_batch_size: Annotated[int, Interval(ge=2, le=4096)] | None = None
-    optimizer: Literal["adam", "muon"] = "muon"
-    schedule: Literal["cosine", "linear"] = "linear"
-    learning_rate: Annotated[float, Gt(0), Le(10)] = 5e-2
-    weight_decay: Annotated[float, Ge(0), Le(1)] = 0.0
+    epochs: Epochs | None = None
+    batch_size: BatchSize = 32
+    micro_batch_size: BatchSize | None = None
+    optimizer: Optimizer = "muon"
+    schedule: Schedule = "linear"
+    learning_rate: LearningRate = 5e-2
+    weight_decay: WeightDecay = 0.0
     crop_padding: Annotated[int, Interval(ge=0, le=64)] = 4
     rotation_degrees: Annotated[float, Interval(ge=0, le=180)] = 3.0
     horizontal_flip: bool = True
-    seed: Annotated[int, Interval(ge=0, le=2**31 - 1)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +245,206 @@ class ScratchConfig(Config):
     """Training from scratch on the clean images alone: the baseline that cloning has to beat."""
 
     method: Literal["scratch"] = "scratch"
-    epochs: Annotated[int, Interval(ge=1, le=10_000)] | None = 60
+    epochs: Epochs | None = 60
 
 
-RemovalConfig = MedicConfig | AutoConfig | ScratchConfig
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig(Config):
+    """What methods share that start from the suspect's weights: stochastic gradient descent, gently.
+
+    Rate, decay and schedule are those of BackdoorBench for fine-tuning, which the papers leave open.
+    """
+
+    epochs: Epochs = 30
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = "sgd"
+    schedule: Schedule = "cosine"
+    learning_rate: LearningRate = 1e-2
+    weight_decay: WeightDecay = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneConfig(TuningConfig):
+    """Fine-tuning of all weights on the clean images: the least that any repair does."""
+
+    method: Literal["fine_tune"] = "fine_tune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinePruneConfig(TuningConfig):
+    """Pruning of what clean images leave dormant, then fine-tuning (Liu et al., "Fine-Pruning", RAID 2018).
+
+    Channels of the last feature map are cut in the order of their mean activation for as long as accuracy on the
+    clean images allows, and stay cut.
+
+    Attributes:
+        accuracy_tolerance: What pruning may cost, as a share of the clean images.
+    """
+
+    method: Literal["fine_prune"] = "fine_prune"
+    accuracy_tolerance: Annotated[float, Interval(ge=0, le=1)] = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionDistillationConfig(TuningConfig):
+    """Neural attention distillation (Li et al., "NAD", ICLR 2021).
+
+    A teacher is fine-tuned from the suspect; the suspect then learns the clean images and, at the ends of its stages,
+    to attend where the teacher does.
+
+    Attributes:
+        epochs: Of distillation, after the teacher's.
+        teacher_epochs: Of fine-tuning the teacher.
+        attention_weight: β, of the distance between attention maps at the last two resolutions; half of it counts at
+            the one before them.
+    """
+
+    method: Literal["attention_distillation"] = "attention_distillation"
+    teacher_epochs: Epochs = 10
+    schedule: Schedule = "steps"
+    learning_rate: LearningRate = 0.1
+    weight_decay: WeightDecay = 1e-4
+    attention_weight: Annotated[float, Interval(ge=0, le=1e6)] = 1000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeConnectivityConfig(TuningConfig):
+    """Mode connectivity repair (Zhao et al., "MCR", ICLR 2020).
+
+    The suspect is joined to a fine-tuned copy of itself by a curve in the space of weights, bent so that all models
+    on it are right about the clean images; one from the inside of the curve is the repaired model.
+
+    Attributes:
+        epochs: Of bending the curve, after the endpoint's.
+        endpoint_epochs: Of fine-tuning the other end.
+        curve_position: Where on the curve the model is taken: 0 is the suspect, 1 the other end.
+    """
+
+    method: Literal["mode_connectivity"] = "mode_connectivity"
+    endpoint_epochs: Epochs = 40
+    epochs: Epochs = 200
+    batch_size: BatchSize = 128
+    weight_decay: WeightDecay = 1e-4
+    curve_position: Annotated[float, Interval(ge=0, le=1)] = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialPruningConfig(TuningConfig):
+    """Adversarial neuron pruning (Wu and Wang, "ANP", NeurIPS 2021).
+
+    A mask on every channel of every batch normalisation learns to keep the clean images right while an adversary
+    disturbs the channels; what it lets go is cut. No other weight changes.
+
+    Attributes:
+        epochs: Of learning the masks; 100 make the published 2,000 steps on 2,500 images.
+        perturbation: ε, how far the adversary may scale a channel, as a share of its weight or bias.
+        clean_weight: α, of the loss without the adversary; the rest is that of the loss with it.
+        threshold: Channels whose mask is at most this are cut.
+    """
+
+    method: Literal["adversarial_pruning"] = "adversarial_pruning"
+    epochs: Epochs = 100
+    batch_size: BatchSize = 128
+    schedule: Schedule = "constant"
+    learning_rate: LearningRate = 0.2
+    weight_decay: WeightDecay = 0.0
+    perturbation: Annotated[float, Interval(ge=0, le=1)] = 0.4
+    clean_weight: Annotated[float, Interval(ge=0, le=1)] = 0.2
+    threshold: Annotated[float, Interval(ge=0, le=1)] = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(Config):
+    """Distillation of the suspect's answers to clean images into a fresh network (Hinton et al., 2015).
+
+    Attributes:
+        temperature: T, divides the logits of both.
+        distillation_weight: Of the suspect's answers; the rest is that of the labels.
+    """
+
+    method: Literal["distill"] = "distill"
+    epochs: Epochs = 60
+    temperature: Annotated[float, Gt(0), Le(1000)] = 4.0
+    distillation_weight: Annotated[float, Interval(ge=0, le=1)] = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadShiftConfig(TuningConfig):
+    """Feature shift tuning (Min et al., "FST", NeurIPS 2023).
+
+    The last linear layer starts anew, and all weights are tuned while its own are pushed away from what they were, at
+    the norm that they had.
+
+    Attributes:
+        shift_weight: α, of the inner product of the head's weights with the suspect's.
+    """
+
+    method: Literal["head_shift"] = "head_shift"
+    epochs: Epochs = 10
+    batch_size: BatchSize = 128
+    weight_decay: WeightDecay = 0.0
+    shift_weight: Annotated[float, Interval(ge=0, le=1000)] = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedAdversarialConfig(TuningConfig):
+    """Shared adversarial unlearning (Wei et al., "SAU", NeurIPS 2023).
+
+    Each batch is disturbed so that suspect and repaired model are both wrong, and in the same way; the repaired model
+    then learns not to say what the suspect says.
+
+    Attributes:
+        perturbation: ε, by how much a pixel may change, of a range of 1.
+        attack_steps: Of projected gradient ascent, each of the size of ``perturbation``.
+        clean_weight: λ1, of cross-entropy on the clean images.
+        unlearning_weight: λ2, of what is shared.
+        adversarial_weight: λ3, in the attack, of both models being wrong.
+        sharing_weight: λ4, in the attack, of both saying the same.
+    """
+
+    method: Literal["shared_adversarial"] = "shared_adversarial"
+    epochs: Epochs = 100
+    batch_size: BatchSize = 256
+    optimizer: Optimizer = "adam"
+    schedule: Schedule = "constant"
+    learning_rate: LearningRate = 1e-4
+    weight_decay: WeightDecay = 0.0
+    perturbation: Annotated[float, Gt(0), Le(1)] = 0.2
+    attack_steps: Annotated[int, Interval(ge=1, le=1000)] = 5
+    clean_weight: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    unlearning_weight: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+    adversarial_weight: Annotated[float, Interval(ge=0, le=1000)] = 0.01
+    sharing_weight: Annotated[float, Interval(ge=0, le=1000)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipschitzPruningConfig(Seeded):
+    """Channel Lipschitzness based pruning (Zheng et al., "CLP", ECCV 2022), which takes neither images nor training.
+
+    Channels of a convolution that can change far more than the others of their layer are cut.
+
+    Attributes:
+        deviations: u, how many standard deviations above its layer's mean a channel's Lipschitz bound may be.
+    """
+
+    method: Literal["lipschitz_pruning"] = "lipschitz_pruning"
+    deviations: Annotated[float, Interval(ge=0, le=1000)] = 3.0
+
+
+RemovalConfig = (
+    MedicConfig
+    | AutoConfig
+    | ScratchConfig
+    | FineTuneConfig
+    | FinePruneConfig
+    | AttentionDistillationConfig
+    | ModeConnectivityConfig
+    | AdversarialPruningConfig
+    | DistillConfig
+    | HeadShiftConfig
+    | SharedAdversarialConfig
+    | LipschitzPruningConfig
+)
 
 _AUTHORS: Mapping[str, Any] = MappingProxyType(
     {

@@ -27,7 +27,7 @@ def fold_normalizations(model: nn.Module, images: Tensor, *, keep: Collection[st
         A model that answers as ``model`` does, but for rounding; that itself, where a folded one would not.
     """
     folded = copy.deepcopy(model)
-    for first, second in _pairs(model, images, keep):
+    for first, second in normalized_convolutions(model, images, keep=keep):
         convolution, normalization = folded.get_submodule(first), folded.get_submodule(second)
         if isinstance(convolution, nn.Conv2d) and isinstance(normalization, nn.BatchNorm2d):  # which they are
             folded.set_submodule(first, fuse_conv_bn_eval(convolution, normalization))
@@ -37,8 +37,14 @@ def fold_normalizations(model: nn.Module, images: Tensor, *, keep: Collection[st
     return folded if (after - before).abs().max() <= 1e-3 * before.abs().max() else model
 
 
-def _pairs(model: nn.Module, images: Tensor, keep: Collection[str]) -> list[tuple[str, str]]:
-    """Names of convolutions and of the normalisations that alone take their output; each runs once."""
+def normalized_convolutions(model: nn.Module, images: Tensor, *, keep: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return the names of convolutions and of the batch normalisations that alone take their output; each runs once.
+
+    Args:
+        model: In eval mode.
+        images: A small batch, as the model takes it.
+        keep: Modules whose output is asked for beside, by name.
+    """
     made: dict[int, tuple[str, Tensor, int]] = {}  # the tensors are kept, so their ids stay their own
     taken: list[tuple[str, str, Tensor]] = []
     kept: set[int] = set()

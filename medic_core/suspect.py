@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from medic_core.architectures import Architecture
@@ -26,3 +27,8 @@ class Suspect:
     def frozen(self) -> nn.Module:
         """Return a copy of ``model`` in eval mode whose parameters need no gradient."""
         return copy.deepcopy(self.model).eval().requires_grad_(requires_grad=False)
+
+    def trainable(self, device: torch.device) -> nn.Module:
+        """Return a copy of ``model`` on ``device``, all of whose parameters take gradients."""
+        copied = copy.deepcopy(self.model).requires_grad_().to(device)
+        return copied.to(memory_format=torch.channels_last)  # the faster one on CPU and GPU

@@ -26,7 +26,7 @@ from jobs.models import (
     TemperatureSearch,
     TemperatureTrial,
 )
-from medic_core.config import RemovalConfig
+from medic_core.config import Config, RemovalConfig, SharedAdversarialConfig
 from medic_core.evaluation import (
     Share,
     accuracy,
@@ -139,6 +139,8 @@ def search_warnings(search: TemperatureSearch | None) -> tuple[str, ...]:
 
 def micro_batch_warnings(model: nn.Module, removal: RemovalConfig) -> tuple[str, ...]:
     """Warn where micro-batches are not the same as the whole batch: batch normalisation looks at all it gets."""
+    if not isinstance(removal, Config) or isinstance(removal, SharedAdversarialConfig):  # which only reads statistics
+        return ()
     size = removal.micro_batch_size
     if size is None or size >= removal.batch_size:
         return ()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from jobs.models import Evaluation, Phase, Problem, Report
 from medic_core.architectures import find_architecture
 from medic_core.checks import problems_with
-from medic_core.config import CloningConfig
+from medic_core.config import CloningConfig, Config
 from medic_core.data import HOLDOUT_SHARE, Batches, stratified_holdout
 from medic_core.errors import MedicError
 from medic_core.evaluation import confusion_matrix
@@ -190,7 +190,9 @@ def _report(
     out: Path,
     made: Mapping[str, str],
 ) -> Report:
-    removal = replace(task.spec.removal, epochs=len(course.history) // max(1, len(course.trials)))  # may have been None
+    removal = task.spec.removal
+    if isinstance(removal, Config) and removal.epochs is None:
+        removal = replace(removal, epochs=len(course.history) // max(1, len(course.trials)))
     search = reporting.temperature_search(course.trials)
     doubts = (*reporting.search_warnings(search), *reporting.micro_batch_warnings(data.suspect.model, removal))
     return Report(

@@ -15,6 +15,7 @@ from medic_core.errors import DataTooSmallError
 from medic_core.evaluation import Share, accuracy, confusion_matrix
 from medic_core.removal.bisection import Judge, Judgement, Trial, best, judge_accuracy, next_temperature
 from medic_core.removal.medic import clone_by_importance
+from medic_core.removal.stages import Stage
 from medic_core.removal.training import Checkpoint, NoCheckpoint, Progress, ProgressCallback, State, seeded, silent
 from medic_core.suspect import Suspect
 
@@ -44,16 +45,27 @@ def clone_at_best_temperature(
     train, holdout = split_holdout(clean, config)
     store = checkpoint or NoCheckpoint()
     state = store.load()
-    found = _restored(state["found"]) if state else _Found()
+    found = _restored(state["left"]) if state else _Found()
     before = _right(copy.deepcopy(suspect.model).to(clean.images.device).eval(), holdout, suspect)
     while len(found.trials) < config.runs:
-        run = _Run(config, found, state["run"] if state else None, progress, store)
-        clone = clone_by_importance(suspect, train, run.cloning, progress=run.hear, checkpoint=run)
+        cloning = _cloning(found.trials, config)
+        run = Stage(
+            store=store,
+            progress=progress,
+            epochs=config.runs * train.epochs(config),
+            steps=train.steps(config),
+            before=found.history,
+            left=found.state(),
+            state=state["stage"] if state else None,
+            label={"run": len(found.trials) + 1, "temperature": cloning.temperature},
+            trials=found.trials,
+        )
+        clone = clone_by_importance(suspect, train, cloning, progress=run.hear, checkpoint=run)
         after = _right(clone, holdout, suspect)
         with seeded(config.seed):  # a judge that draws says the same when asked again
             judgements = [judge(clone) for judge in judges]
         judgements.insert(0, judge_accuracy(before, after, budget=config.accuracy_budget))
-        trial = Trial(run.cloning.temperature, before, after, tuple(judgements))
+        trial = Trial(cloning.temperature, before, after, tuple(judgements))
         found, state = found.extended(trial, run.history, clone), None
     total = config.runs * train.epochs(config) * train.steps(config)
     progress(Progress(total, total, found.history, found.trials))
@@ -73,6 +85,12 @@ def split_holdout(clean: Batches, config: AutoConfig) -> tuple[Batches, Batches]
             f" {len(held)} to judge; at least 2 and 1 are needed"
         )
     return clean.select(kept), clean.select(held)
+
+
+def _cloning(trials: Sequence[Trial], config: AutoConfig) -> MedicConfig:
+    """What the next run clones with."""
+    shared = {field.name: getattr(config, field.name) for field in fields(CloningConfig)}
+    return MedicConfig(temperature=next_temperature(trials, config), **shared)
 
 
 def _right(model: nn.Module, holdout: Batches, suspect: Suspect) -> Share:
@@ -109,35 +127,6 @@ def _restored(state: State) -> _Found:
         for trial in state["trials"]
     )
     return _Found(trials, tuple(state["history"]), state["weights"])
-
-
-class _Run:
-    """One run as a part of the whole search: to its cloning a checkpoint and a listener of its own."""
-
-    def __init__(
-        self, config: AutoConfig, found: _Found, state: State | None, progress: ProgressCallback, store: Checkpoint
-    ) -> None:
-        shared = {field.name: getattr(config, field.name) for field in fields(CloningConfig)}
-        self.cloning = MedicConfig(temperature=next_temperature(found.trials, config), **shared)
-        self.history = found.history
-        self._runs, self._number = config.runs, len(found.trials)
-        self._found, self._state, self._progress, self._store = found, state, progress, store
-
-    def load(self) -> State | None:
-        """Return the state of this run's last epoch, None before its first."""
-        return self._state
-
-    def save(self, state: State, *, epoch: int) -> None:
-        """Keep the state of this run with all that was found before it."""
-        overall = len(self._found.history) + epoch
-        self._store.save({"epoch": overall, "run": state, "found": self._found.state()}, epoch=overall)
-
-    def hear(self, own: Progress) -> None:
-        """Report this run's progress as that of the search."""
-        here = {"run": self._number + 1, "temperature": self.cloning.temperature}
-        self.history = (*self._found.history, *({**here, **epoch} for epoch in own.history))
-        step = self._number * own.total_steps + own.step
-        self._progress(Progress(step, self._runs * own.total_steps, self.history, self._found.trials))
 
 
 def _built(suspect: Suspect, weights: Mapping[str, Tensor], device: torch.device, *, seed: int) -> nn.Module:

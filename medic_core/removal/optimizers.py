@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from medic_core.activations import KINDS
-from medic_core.config import Config
+from medic_core.config import Config, Schedule
 
 ADAM_SHARE = 0.2
 """Adam's learning rate beside Muon, as a share of Muon's."""
@@ -24,6 +24,8 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adam":
         return [torch.optim.Adam(model.parameters(), lr=rate, weight_decay=decay)]
+    if config.optimizer == "sgd":
+        return [torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)]
     matrices = _matrices(model)
     taken = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
@@ -115,13 +117,20 @@ def set_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None
             group["lr"] = share * optimizer.defaults["lr"]
 
 
-def rate_share(schedule: Literal["cosine", "linear"], step: int, *, steps: int, epochs: int) -> float:
+def rate_share(schedule: Schedule, step: int, *, steps: int, epochs: int) -> float:
     """Return the share of the learning rate at optimiser step ``step`` (from 0), with ``steps`` in an epoch.
 
     ``cosine``: half a cosine per epoch from the full rate towards 0, as the paper trains. ``linear``: per step, up
-    over the first tenth and then down to 0.
+    over the first tenth and then down to 0. ``steps``: as the authors of NAD train, whatever the number of epochs.
     """
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (step // steps) / epochs))
-    done = (step + 0.5) / (epochs * steps)
-    return min(done / 0.1, (1 - done) / 0.9)
+    match schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * (step // steps) / epochs))
+        case "steps":
+            epoch = step // steps
+            return 1.0 if epoch < 2 else 0.1 if epoch < 20 else 0.001
+        case "linear":
+            done = (step + 0.5) / (epochs * steps)
+            return min(done / 0.1, (1 - done) / 0.9)

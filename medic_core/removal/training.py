@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from medic_core.config import Config
-from medic_core.data import Batches
+from medic_core.data import Batches, cut_evenly
 from medic_core.errors import NonFiniteLossError
 from medic_core.removal.bisection import Trial
 from medic_core.removal.optimizers import build_optimizers, rate_share, set_rates
@@ -111,12 +112,35 @@ Parts = Callable[[Tensor, Tensor], Iterator[Part]]
 """From a batch of inputs and labels to its parts, each with the graph to the model; one part at a time is kept."""
 
 
+def micro_batches(images: Tensor, labels: Tensor, config: Config) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a batch into what goes through the model at once."""
+    sizes = cut_evenly(len(labels), config.micro_batch_size or len(labels))
+    yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+
+
+def classification(model: nn.Module, config: Config) -> Parts:
+    """Return what is minimised where ``model`` learns the labels and nothing else: cross-entropy."""
+
+    def parts(images: Tensor, labels: Tensor) -> Iterator[Part]:
+        for some, theirs in micro_batches(images, labels, config):
+            loss = F.cross_entropy(model(some), theirs, reduction="sum") / len(labels)
+            yield summed({"loss": loss})
+
+    return parts
+
+
+def summed(values: Mapping[str, Tensor]) -> Part:
+    """Return the part that minimises ``values["loss"]``, a scalar of which the others are components."""
+    return Part({name: value.detach() for name, value in values.items()}, [values["loss"]], [None])
+
+
 def train(
     model: nn.Module,
     data: Batches,
     config: Config,
     parts: Parts,
     *,
+    after_step: Callable[[], None] = lambda: None,
     progress: ProgressCallback = silent,
     checkpoint: Checkpoint | None = None,
 ) -> nn.Module:
@@ -130,6 +154,7 @@ def train(
         data: Images to train on, on the device of the model.
         config: Optimiser, schedule, augmentation, seed.
         parts: Of one batch: what is minimised.
+        after_step: Called after every optimiser step: brings weights back to where they have to stay.
         progress: Called at the start and after every step.
         checkpoint: Where the state goes after every epoch.
 
@@ -147,7 +172,9 @@ def train(
     progress(Progress(done * steps, epochs * steps, tuple(history)))
     for epoch in range(done, epochs):
         torch.manual_seed(config.seed * 1_000_003 + epoch)  # for what draws while training
-        history.append(_train_epoch(model, data, config, parts, optimizers, epoch, tuple(history), progress))
+        history.append(
+            _train_epoch(model, data, config, parts, optimizers, after_step, epoch, tuple(history), progress)
+        )
         store.save(
             {
                 "epoch": epoch + 1,
@@ -167,6 +194,7 @@ def _train_epoch(
     config: Config,
     parts: Parts,
     optimizers: Sequence[torch.optim.Optimizer],
+    after_step: Callable[[], None],
     epoch: int,
     history: tuple[Mapping[str, float], ...],
     progress: ProgressCallback,
@@ -179,6 +207,7 @@ def _train_epoch(
         for name, value in take_step(optimizers, parts(images, labels)).items():
             kept = value * len(labels)
             sums[name] = sums[name] + kept if name in sums else kept
+        after_step()
         progress(Progress(epoch * steps + number + 1, epochs * steps, history))
     means = {name: float(total) / len(data) for name, total in sums.items()}
     if not all(math.isfinite(mean) for mean in means.values()):

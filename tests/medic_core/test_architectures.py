@@ -30,7 +30,7 @@ from medic_core.architectures import (
 )
 from medic_core.architectures.fitting import without_memory
 from medic_core.architectures.recipes import usual_names
-from medic_core.config import MedicConfig, Preprocessing, ScratchConfig
+from medic_core.config import DistillConfig, MedicConfig, Preprocessing, ScratchConfig
 from medic_core.data import Batches
 from medic_core.errors import UnknownArchitectureError, UnsupportedArchitectureError
 from medic_core.removal import Suspect, remove_backdoor
@@ -380,7 +380,7 @@ class Untrained(Exception):  # noqa: N818 - it carries the clone out before the 
     pass
 
 
-@pytest.mark.parametrize("method", ["medic", "scratch"])
+@pytest.mark.parametrize("method", ["medic", "scratch", "distill"])
 @pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_nothing_of_the_suspect_is_in_an_untrained_clone(name, method, monkeypatch):
     architecture, side = smallest(name)
@@ -396,7 +396,8 @@ def test_nothing_of_the_suspect_is_in_an_untrained_clone(name, method, monkeypat
     monkeypatch.setattr(f"medic_core.removal.{method}.train", stop_before_the_first_step)
     images = torch.randint(256, (2, 3, side, side), dtype=torch.uint8)
     clean = Batches(images, torch.tensor([0, 1]), Preprocessing(input_size=(side, side)))
-    config = {"medic": MedicConfig(layers=("authors", "convolution")), "scratch": ScratchConfig()}[method]
+    configs = {"scratch": ScratchConfig(), "distill": DistillConfig()}
+    config = {"medic": MedicConfig(layers=("authors", "convolution")), **configs}[method]
     with pytest.raises(Untrained) as stopped:
         remove_backdoor(Suspect(suspect, architecture), clean, config)
     clone = stopped.value.args[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from medic_core.config import PRESETS, AutoConfig, InvalidConfigError, MedicConfig, ScratchConfig, expand_preset
+from medic_core.config import PRESETS, AutoConfig, InvalidConfigError, MedicConfig, RemovalConfig, expand_preset
 
 OUT_OF_BOUNDS = {
     "epochs": 0,
@@ -65,7 +67,7 @@ def test_a_search_out_of_bounds_is_refused(field: str, value: float) -> None:
         AutoConfig(**{field: value})
 
 
-@pytest.mark.parametrize("config", [MedicConfig, AutoConfig, ScratchConfig])
+@pytest.mark.parametrize("config", get_args(RemovalConfig))
 def test_a_misspelt_key_is_an_error(config: type) -> None:
     with pytest.raises(ValidationError, match="temprature"):
         TypeAdapter(config).validate_python({"temprature": 5})

@@ -34,7 +34,7 @@ def with_gradients(net: nn.Module, *, seed: int = 1) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in net.named_parameters()}
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+@pytest.mark.parametrize("optimizer", ["muon", "adam", "sgd"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_every_parameter_is_stepped_and_none_twice(optimizer: str, memory_format: torch.memory_format) -> None:
     net = network().to(memory_format=memory_format)
@@ -129,6 +129,12 @@ def test_cosine_is_torchs_own_schedule_per_epoch() -> None:
             assert math.isclose(0.01 * rate_share("cosine", step, steps=5, epochs=7), expected, rel_tol=1e-9)
         optimizer.step()
         scheduler.step()
+
+
+def test_steps_are_those_of_the_authors_of_nad_and_constant_is_constant() -> None:
+    shares = {epoch: rate_share("steps", 3 * epoch + 2, steps=3, epochs=30) for epoch in (0, 1, 2, 19, 20, 29)}
+    assert shares == {0: 1.0, 1: 1.0, 2: 0.1, 19: 0.1, 20: 0.001, 29: 0.001}
+    assert {rate_share("constant", step, steps=3, epochs=30) for step in range(90)} == {1.0}
 
 
 @given(st.integers(1, 50), st.integers(1, 50))

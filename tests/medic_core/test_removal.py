@@ -14,7 +14,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medic_core.architectures import find_architecture
-from medic_core.config import PRESETS, AutoConfig, MedicConfig, RemovalConfig, ScratchConfig, expand_preset
+from medic_core.config import (
+    PRESETS,
+    AdversarialPruningConfig,
+    AttentionDistillationConfig,
+    AutoConfig,
+    Config,
+    DistillConfig,
+    FinePruneConfig,
+    FineTuneConfig,
+    HeadShiftConfig,
+    LipschitzPruningConfig,
+    MedicConfig,
+    ModeConnectivityConfig,
+    RemovalConfig,
+    ScratchConfig,
+    SharedAdversarialConfig,
+    expand_preset,
+)
 from medic_core.data import EPOCHS, STEPS, Batches
 from medic_core.errors import DataTooSmallError, LayerNotFoundError, NonFiniteLossError
 from medic_core.removal import Progress, Suspect, remove_backdoor
@@ -27,16 +44,32 @@ ONE_EPOCH: tuple[RemovalConfig, ...] = (
     MedicConfig(epochs=1, batch_size=8),
     AutoConfig(epochs=1, batch_size=8, runs=2),
     ScratchConfig(epochs=1, batch_size=8),
+    FineTuneConfig(epochs=1, batch_size=8),
+    FinePruneConfig(epochs=1, batch_size=8),
+    AttentionDistillationConfig(epochs=1, teacher_epochs=1, batch_size=8),
+    ModeConnectivityConfig(epochs=1, endpoint_epochs=1, batch_size=8),
+    AdversarialPruningConfig(epochs=1, batch_size=8, learning_rate=2.0, threshold=0.9),  # few steps must cut something
+    DistillConfig(epochs=1, batch_size=8),
+    HeadShiftConfig(epochs=1, batch_size=8),
+    SharedAdversarialConfig(epochs=1, batch_size=8),
+    LipschitzPruningConfig(),
     MedicConfig(**expand_preset({"preset": "authors", "epochs": 1, "batch_size": 8})),
 )
-each_method = pytest.mark.parametrize("config", ONE_EPOCH, ids=["medic", "auto", "scratch", "medic-authors"])
+NAMES = [config.method for config in ONE_EPOCH[:-1]] + ["medic-authors"]
+each_method = pytest.mark.parametrize("config", ONE_EPOCH, ids=NAMES)
+TRAINING = tuple(config for config in ONE_EPOCH if isinstance(config, Config))
+each_training = pytest.mark.parametrize("config", TRAINING, ids=[name for name in NAMES if "lipschitz" not in name])
 
 
 def epochs_in_all(config: RemovalConfig) -> int:
-    return (config.epochs or 0) * (config.runs if isinstance(config, AutoConfig) else 1)
+    """Of all stages and runs: every setting of epochs counts."""
+    epochs = [getattr(config, each.name) for each in dataclasses.fields(config) if each.name.endswith("epochs")]
+    return sum(epochs) * (config.runs if isinstance(config, AutoConfig) else 1)
 
 
 def steps_in_all(config: RemovalConfig, clean: Batches) -> int:
+    if not isinstance(config, Config):
+        return 1  # it does not train
     trains = split_holdout(clean, config)[0] if isinstance(config, AutoConfig) else clean
     return epochs_in_all(config) * trains.steps(config)
 
@@ -73,7 +106,7 @@ def test_repeats_itself_and_leaves_suspect_and_random_state_alone(
     assert {p.data_ptr() for p in first.parameters()}.isdisjoint({p.data_ptr() for p in suspect.model.parameters()})
 
 
-@each_method
+@each_training  # nothing is drawn without training
 def test_another_seed_gives_other_weights(config: RemovalConfig, suspect: Suspect, clean: Batches) -> None:
     other = dataclasses.replace(config, seed=1)
     assert not same(weights(remove_backdoor(suspect, clean, config)), weights(remove_backdoor(suspect, clean, other)))
@@ -105,7 +138,7 @@ class Kept:
             raise Killed
 
 
-THREE_EPOCHS = tuple(dataclasses.replace(config, epochs=3) for config in ONE_EPOCH)
+THREE_EPOCHS = tuple(dataclasses.replace(config, epochs=3) for config in TRAINING)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +175,7 @@ def test_progress_counts_every_step(config: RemovalConfig, suspect: Suspect, cle
     assert len(seen[-1].history) == epochs_in_all(config)
 
 
-@each_method
+@each_training  # without training there is no loss
 def test_a_loss_that_is_not_finite_is_an_error(config: RemovalConfig, suspect: Suspect, clean: Batches) -> None:
     broken = dataclasses.replace(clean, preprocessing=dataclasses.replace(clean.preprocessing, mean=(math.nan,) * 3))
     with pytest.raises(NonFiniteLossError):
@@ -222,7 +255,7 @@ def test_a_step_never_waits_for_the_device(preset: str, suspect: Suspect, clean:
     assert waits.seen == []
 
 
-@pytest.mark.parametrize("config", [MedicConfig(epochs=1), ScratchConfig(epochs=1)], ids=["medic", "scratch"])
+@each_training
 def test_micro_batches_never_leave_a_single_image_to_batch_normalisation(config: RemovalConfig, clean: Batches) -> None:
     architecture = find_architecture("torchvision/resnet18", num_classes=3)  # ends in one position at 16 × 16 pixels
     with torch.random.fork_rng(devices=[]):

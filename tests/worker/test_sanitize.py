@@ -32,8 +32,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALL = {"epochs": 1, "batch_size": 16, "horizontal_flip": False, "crop_padding": 1}
+
+
 def sanitized(inputs: Path, folder: Path, **removal: object) -> tuple[Result, Report]:
-    small = {"epochs": 1, "batch_size": 16, "horizontal_flip": False, "crop_padding": 1}
+    small = {} if removal.get("method") == "lipschitz_pruning" else SMALL  # which it does not take
     task = Task.model_validate(
         {
             "job_id": "job_1",
@@ -109,3 +112,18 @@ def test_the_report_says_that_batch_normalisation_saw_micro_batches_only(inputs:
 def test_the_report_holds_the_number_of_epochs_that_was_trained(inputs: Path, tmp_path: Path) -> None:
     _, report = sanitized(inputs, tmp_path, epochs=None, method="scratch")
     assert report.removal.epochs == len((tmp_path / "out/metrics.jsonl").read_text().splitlines()) > 60
+
+
+def test_the_report_keeps_epochs_that_were_asked_for_where_there_are_further_stages(
+    inputs: Path, tmp_path: Path
+) -> None:
+    _, report = sanitized(inputs, tmp_path, method="attention_distillation", teacher_epochs=2)
+    assert (report.removal.epochs, report.removal.teacher_epochs) == (1, 2)
+    rows = [json.loads(row) for row in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["epoch"]) for row in rows] == [(1, 1), (1, 2), (2, 1)]
+
+
+def test_a_method_without_training_has_a_report_too(inputs: Path, tmp_path: Path) -> None:
+    _, report = sanitized(inputs, tmp_path, method="lipschitz_pruning")
+    assert report.removal.method == "lipschitz_pruning"
+    assert (tmp_path / "out/metrics.jsonl").read_text() == ""
