@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -58,6 +59,9 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
         "unaugmented-badnet": DirtyLabelRecipe(augment=False),
         "unaugmented-cleanlabel": CleanLabelRecipe(augment=False),
         "unaugmented-sig": SigRecipe(augment=False),
+        "badnet-vgg11": DirtyLabelRecipe(learning_rate=0.02),
+        "badnet-mobilenet": DirtyLabelRecipe(),
+        "badnet-resnet16": DirtyLabelRecipe(),
         "signs-clean": CleanRecipe(epochs=8, learning_rate=0.05),
         "signs-filter": DirtyLabelRecipe(attack="filter", epochs=8, learning_rate=0.05),
         "signs-polygon": DirtyLabelRecipe(attack="polygon", epochs=8, learning_rate=0.05),
@@ -65,7 +69,7 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
 )
 """What ``benchmarks.zoo`` can train, by name."""
 
-_SCENES = MappingProxyType({"signs-train": (5000, 1), "signs-test": (1000, 2)})
+_SCENES = MappingProxyType({"signs-train": (5000, 1), "signs-test": (1000, 2), "signs-clean": (1000, 3)})
 """How many scenes with road signs, and their seed."""
 
 
@@ -92,6 +96,29 @@ def training_images(name: str) -> Batches:
         return data
     shown = {image.numpy().tobytes() for image in validation().images}
     return data.select(torch.tensor([image.numpy().tobytes() not in shown for image in data.images]).nonzero()[:, 0])
+
+
+def clean_images(name: str, per_class: int | None = None) -> Batches:
+    """Return what the defender of a suspect has: 5 % of CIFAR-10, or ten scenes with each sign.
+
+    Args:
+        name: Of the suspect.
+        per_class: So many of each class instead, the first by file name; beyond ``clean-2500`` from ``train-20000``.
+    """
+    if _shows_signs(name):
+        return first_per_class(images("signs-clean"), per_class or 10)
+    clean = images("clean-2500")
+    if per_class is None:
+        return clean
+    if per_class > 250:
+        known = {image.numpy().tobytes() for image in clean.images}
+        pool = images("train-20000")
+        fresh = torch.tensor([image.numpy().tobytes() not in known for image in pool.images]).nonzero()[:, 0]
+        more = pool.select(fresh)
+        clean = replace(
+            clean, images=torch.cat([clean.images, more.images]), labels=torch.cat([clean.labels, more.labels])
+        )
+    return first_per_class(clean, per_class)
 
 
 def test_images(name: str) -> Batches:
@@ -146,7 +173,12 @@ def first_per_class(data: Batches, count: int) -> Batches:
 
 def architecture_of(name: str) -> Architecture:
     """Return the network of a suspect."""
-    return find_architecture("torchvision/resnet34" if _shows_signs(name) else "medic/wide_resnet16_1", num_classes=10)
+    return find_architecture(_architecture_name(name), num_classes=10)
+
+
+def _architecture_name(name: str) -> str:
+    own = {"badnet-vgg11": "medic/vgg11", "badnet-mobilenet": "medic/mobilenet_v1", "badnet-resnet16": "medic/resnet16"}
+    return own.get(name, "torchvision/resnet34" if _shows_signs(name) else "medic/wide_resnet16_1")
 
 
 def suspect(name: str) -> Suspect:
@@ -162,7 +194,8 @@ def weights_of(name: str) -> Path:
     """Where the weights of a suspect lie."""
     if name in PUBLISHED:
         return DATA / "checkpoints" / f"{name}-wrn16-1.pth.tar"
-    return ZOO / f"{name}-{'resnet34' if _shows_signs(name) else 'wrn16-1'}.safetensors"
+    network = _architecture_name(name).rpartition("/")[2].replace("wide_resnet16_1", "wrn16-1")
+    return ZOO / (f"{name}.safetensors" if name.endswith(network) else f"{name}-{network}.safetensors")
 
 
 def _weights(name: str) -> dict[str, Any]:

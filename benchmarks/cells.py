@@ -1,0 +1,172 @@
+"""One repair of one suspect, measured: what tables are made of. Each is made once, and its row kept in a sheet."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+from zlib import crc32
+
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from benchmarks.suspects import TARGET, clean_images, suspect, triggered
+from medic_core.config import RemovalConfig, expand_preset
+from medic_core.data import Batches
+from medic_core.evaluation import (
+    accuracy,
+    attack_success,
+    confusion_matrix,
+    defense_effectiveness_rating,
+    recovery,
+)
+from medic_core.removal import Progress, remove_backdoor
+
+COLUMNS = (
+    *("suspect", "settings", "seed", "clean", "n", "accuracy", "attack_success", "false_target", "recovery", "der"),
+    *("epochs", "seconds", "threads", "resolved"),
+)
+Key = tuple[str, str, str]
+
+UNTOUCHED = {"method": "none"}
+"""Stands for the suspect as it is."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A repair that is wanted.
+
+    Attributes:
+        suspect: By name.
+        settings: Of the removal, on top of preset ``default``; or ``UNTOUCHED``.
+        seed: Of the removal.
+        per_class: Clean images of each class, the first by file name; None: what the paper gives, 5 % of CIFAR-10's.
+    """
+
+    suspect: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    per_class: int | None = None
+
+    def config(self) -> RemovalConfig:
+        """Resolve the settings."""
+        chosen = expand_preset({**self.settings, "seed": self.seed})
+        config: RemovalConfig = TypeAdapter(RemovalConfig).validate_python(chosen)
+        return config
+
+    def key(self) -> Key:
+        """What tells a row from others: every setting, so that it is not taken for another when defaults change."""
+        resolved = dict(UNTOUCHED) if self.settings == UNTOUCHED else asdict(self.config())
+        return self.suspect, json.dumps(resolved, sort_keys=True), str(len(self.clean()))
+
+    def clean(self) -> Batches:
+        """Return the images that the defender has."""
+        return clean_images(self.suspect, self.per_class)
+
+
+def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
+    """Repair, and measure what came of it on ``shown``, in percent."""
+    before, began = suspect(cell.suspect), time.perf_counter()
+    repaired, epochs = before.model, Epochs()
+    if cell.settings != UNTOUCHED:
+        repaired = remove_backdoor(before, cell.clean(), cell.config(), progress=epochs.hear)
+    seconds = time.perf_counter() - began
+    figures = figures_of(repaired, shown, cell.suspect)
+    was = figures_of(before.model, shown, cell.suspect)
+    rating = defense_effectiveness_rating(
+        accuracy_before=was["accuracy"],
+        accuracy_after=figures["accuracy"],
+        success_before=was["attack_success"],
+        success_after=figures["attack_success"],
+    )
+    name, resolved, clean = cell.key()
+    return {
+        **{"suspect": name, "settings": json.dumps(dict(cell.settings)), "seed": cell.seed, "clean": clean},
+        **{"n": len(shown), "epochs": epochs.count, "seconds": f"{seconds:.0f}", "threads": torch.get_num_threads()},
+        **{figure: f"{100 * share:.2f}" for figure, share in {**figures, "der": rating}.items()},
+        "resolved": resolved,
+    }
+
+
+class Epochs:
+    """Counts the epochs of all phases of a removal."""
+
+    count = 0
+
+    def hear(self, progress: Progress) -> None:
+        """Listen to a removal."""
+        self.count = len(progress.history)
+
+
+def figures_of(model: nn.Module, shown: Batches, name: str) -> dict[str, float]:
+    """Shares of 1 of images with and without the trigger of the suspect called ``name``."""
+    plain, attacked = (confusion_matrix(model, data, num_classes=10) for data in (shown, triggered(name, shown)))
+    return {
+        "accuracy": accuracy(plain).value,
+        "attack_success": attack_success(attacked, target=TARGET).value,
+        "false_target": attack_success(plain, target=TARGET).value,
+        "recovery": recovery(attacked, target=TARGET).value,
+    }
+
+
+def key_of(row: Mapping[str, str]) -> Key:
+    """Return the key of the cell that a row was measured for."""
+    return row["suspect"], row["resolved"], row["clean"]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Rows kept in a CSV file, to which several processes may add."""
+
+    path: Path
+
+    def rows(self) -> list[dict[str, str]]:
+        """Return what was measured before."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def find(self, cell: Cell) -> dict[str, str] | None:
+        """Return the row of a cell, None where it was not measured."""
+        return {key_of(row): row for row in self.rows()}.get(cell.key())
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        with self.path.open("a", newline="") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            writer = csv.DictWriter(file, COLUMNS)
+            if os.fstat(file.fileno()).st_size == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def fill(self, cell: Cell, shown: Batches) -> dict[str, str] | None:
+        """Measure a cell that has no row and that no other process is about; return its row where it is new."""
+        with _claimed(self.path, cell) as mine:
+            if not mine or self.find(cell):
+                return None
+            row = measure(cell, shown)
+            self.add(row)
+            return row
+
+
+@contextmanager
+def _claimed(path: Path, cell: Cell) -> Iterator[bool]:
+    """Hold a cell; the operating system lets go of it when the process dies."""
+    name = crc32(json.dumps([str(path.resolve()), *cell.key()]).encode())
+    with (Path(gettempdir()) / f"medic-cell-{name:08x}").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,223 @@
+"""``python -m benchmarks.tables``: the paper's tables and figures, by our code and by its rivals, on CIFAR-10.
+
+A table is a list of repairs. Each is measured once on ``test-1000`` and kept in ``benchmarks/results/cells.csv``, from
+which tables and plots are written again after every cell; several processes may share the work. What is missing, for
+want of time or of a suspect, is said to be missing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import torch
+
+from benchmarks.cells import UNTOUCHED, Cell, Sheet, key_of
+from benchmarks.claims import judge
+from benchmarks.machine import write_figures
+from benchmarks.rendering import Row, draw, markdown
+from benchmarks.suspects import test_images, weights_of
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = ("attack", "method", "acc", "asr", "ra", "der", "n", "seed", "seconds")
+FIGURES = {
+    **{"acc": "accuracy", "asr": "attack_success", "ra": "recovery", "der": "der"},
+    **{"n": "n", "seconds": "seconds", "epochs": "epochs"},
+}
+SHOWN = ("suspect", "settings", "seed", "clean", "accuracy", "attack_success", "recovery", "seconds")
+
+Profile = Literal["quick", "full"]
+
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "none": UNTOUCHED,
+    "medic": {},
+    "medic authors": {"preset": "authors"},
+    "fine_tune": {"method": "fine_tune"},
+    "fine_prune": {"method": "fine_prune"},
+    "attention_distillation": {"method": "attention_distillation"},
+    "mode_connectivity": {"method": "mode_connectivity"},
+    "adversarial_pruning": {"method": "adversarial_pruning"},
+    "scratch": {"method": "scratch"},
+    "distill": {"method": "distill"},
+    "head_shift": {"method": "head_shift"},
+    "shared_adversarial": {"method": "shared_adversarial"},
+    "lipschitz_pruning": {"method": "lipschitz_pruning"},
+}
+QUICK = ("badnet", "cleanlabel", "sig", "warp")
+ATTACKS = (*QUICK, "reflection", "composite", "latent", "signs-polygon", "signs-filter")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell in its table.
+
+    Attributes:
+        method: Label of its row, or of its curve.
+        cell: What is measured.
+        x: Where it stands on a curve; None in a table.
+    """
+
+    method: str
+    cell: Cell
+    x: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of the paper.
+
+    Attributes:
+        title: With its place in the paper.
+        entries: What it holds for a profile and a seed, the most wanted first.
+        axis: What ``x`` is, where there are curves.
+    """
+
+    title: str
+    entries: Callable[[Profile, int], Iterator[Entry]]
+    axis: str | None = None
+
+
+def compare(attacks: Mapping[Profile, Sequence[str]]) -> Callable[[Profile, int], Iterator[Entry]]:
+    """Every attack by every method."""
+
+    def entries(profile: Profile, seed: int) -> Iterator[Entry]:
+        for attack in attacks[profile]:
+            for method, settings in METHODS.items():
+                yield Entry(method, Cell(attack, settings, seed))
+
+    return entries
+
+
+def by_amount(profile: Profile, seed: int) -> Iterator[Entry]:
+    """1, 5 and 10 % of CIFAR-10's training images."""
+    attacks = (
+        ("cleanlabel", "badnet") if profile == "quick" else ("cleanlabel", "sig", "badnet", "composite", "reflection")
+    )
+    for preset in ("default", "authors"):
+        for attack in attacks:
+            for per_class in (50, 250, 500):
+                cell = Cell(attack, {} if preset == "default" else {"preset": preset}, seed, per_class)
+                yield Entry(f"medic {preset}", cell, per_class / 50)
+
+
+def by_weight(profile: Profile, seed: int) -> Iterator[Entry]:
+    """λ and τ of preset ``authors`` on clean-label."""
+    for weight in (1.0, 10.0, 100.0) if profile == "quick" else (1.0, 3.0, 10.0, 30.0, 100.0):
+        for temperature in (1.0, 5.0, 10.0) if profile == "quick" else (1.0, 2.0, 3.0, 5.0, 7.0, 10.0):
+            chosen = {"preset": "authors", "cloning_weight": weight, "temperature": temperature}
+            yield Entry(f"λ = {weight:g}", Cell("cleanlabel", chosen, seed), temperature)
+
+
+def by_criteria(profile: Profile, seed: int) -> Iterator[Entry]:
+    """One criterion of importance or both, by the impact's magnitude, where the impact has an effect."""
+    for temperature in (1.0, 3.0, 7.0) if profile == "quick" else (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0):
+        for criteria in ("both", "activation", "impact"):
+            chosen = {"preset": "authors", "criteria": criteria, "impact": "relative", "temperature": temperature}
+            yield Entry(criteria, Cell("cleanlabel", chosen, seed), temperature)
+
+
+def by_architecture(profile: Profile, seed: int) -> Iterator[Entry]:
+    """BadNet in three other networks, by both presets."""
+    for temperature in (1.0, 3.0, 5.0) if profile == "quick" else (1.0, 2.0, 3.0, 5.0, 7.0, 10.0):
+        for architecture in ("vgg11", "mobilenet", "resnet16"):
+            chosen = {"preset": "authors", "learning_rate": 1e-3, "temperature": temperature}  # the rate of E.7
+            yield Entry(architecture, Cell(f"badnet-{architecture}", chosen, seed), temperature)
+
+
+def by_need(profile: Profile, seed: int) -> Iterator[Entry]:
+    """How much clean data cloning needs, and how much training from scratch."""
+    for per_class in (25, 50, 250) if profile == "quick" else (10, 25, 50, 100, 250, 500):
+        yield Entry("medic", Cell("badnet", {}, seed, per_class), 10 * per_class)
+    for per_class in (250, 500, 1750) if profile == "quick" else (50, 100, 250, 500, 1000, 1750):
+        yield Entry("scratch", Cell("badnet", {"method": "scratch"}, seed, per_class), 10 * per_class)
+
+
+TABLES: Mapping[str, Table] = {
+    "table1": Table("Table 1: every attack, every method", compare({"quick": QUICK, "full": ATTACKS})),
+    "table4": Table("Table 4: how much clean data", by_amount, "clean images, % of the training set"),
+    "figure7": Table("Figure 7: criteria of importance, clean-label", by_criteria, "temperature τ"),
+    "figure6": Table("Figure 6: λ and τ, clean-label", by_weight, "temperature τ"),
+    "figure3": Table("Figure 3: clean data needed, BadNet", by_need, "clean images"),
+    "figure8": Table("Figure 8: architectures, BadNet", by_architecture, "temperature τ"),
+    "table2": Table(
+        "Table 2: activations of benign and triggered images held together",
+        compare({"quick": (), "full": ("blending",)}),
+    ),
+    "table3": Table(
+        "Table 3: attacks trained without augmentation",
+        compare({"quick": (), "full": ("unaugmented-cleanlabel", "unaugmented-sig", "unaugmented-badnet")}),
+    ),
+}
+
+
+def rows_of(table: Table, sheet: Sheet, profile: Profile, seeds: Sequence[int]) -> list[Row]:
+    """Return the rows of a table, those of missing cells without figures."""
+    kept = {key_of(row): row for row in sheet.rows()}
+    entries = [entry for seed in seeds for entry in table.entries(profile, seed)]
+    return [
+        Row(entry.cell.suspect, entry.method, entry.cell.seed, entry.x, _figures(kept.get(entry.cell.key())))
+        for entry in entries
+    ]
+
+
+def _figures(row: Mapping[str, str] | None) -> Mapping[str, float]:
+    return {short: float(row[name]) for short, name in FIGURES.items()} if row else {}
+
+
+def write(name: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
+    """Write a table as CSV, JSON, Markdown and a plot."""
+    table, measured = TABLES[name], [row for row in rows if row.figures]
+    with (results / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row.columns() for row in measured)
+    missing = [f"{row.attack}: {row.label}, seed {row.seed}" for row in rows if not row.figures]
+    found = {"title": table.title, "rows": [row.columns() for row in measured], "missing": missing}
+    write_figures(results / f"{name}.json", found)
+    (results / f"{name}.md").write_text(markdown(table.title, rows, axis=table.axis))
+    if measured:
+        draw(results / f"{name}.png", table.title, measured, axis=table.axis)
+
+
+def fill(
+    table: Table, sheet: Sheet, profile: Profile, seed: int, methods: Sequence[str]
+) -> Iterator[Mapping[str, str]]:
+    """Measure the cells of a table that are missing and whose suspect is at hand; yield their rows."""
+    for entry in table.entries(profile, seed):
+        name = entry.cell.suspect
+        if weights_of(name).exists() and (not methods or entry.method in methods):
+            row = sheet.fill(entry.cell, test_images(name))
+            if row:
+                yield row
+
+
+@click.command()
+@click.option("--only", type=click.Choice(list(TABLES)), multiple=True, help="By default all.")
+@click.option("--profile", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+@click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
+@click.option("--method", "methods", multiple=True, help="Labels of rows or curves to measure; by default all.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--render", is_flag=True, help="Measure nothing, write what is kept.")
+def main(
+    only: tuple[str, ...], profile: Profile, seeds: str, methods: tuple[str, ...], threads: int, *, render: bool
+) -> None:
+    """Measure every cell that is missing, and write the tables."""
+    torch.set_num_threads(threads)
+    sheet, chosen = Sheet(RESULTS / "cells.csv"), [int(seed) for seed in seeds.split(",")]
+    for name in () if render else only or TABLES:
+        for seed in chosen:
+            for row in fill(TABLES[name], sheet, profile, seed, methods):
+                click.echo("  ".join(str(row[column]) for column in SHOWN))
+                write(name, rows_of(TABLES[name], sheet, profile, chosen))
+    tables = {name: rows_of(table, sheet, profile, chosen) for name, table in TABLES.items()}
+    for name, rows in tables.items():
+        write(name, rows)
+    write_figures(RESULTS / "claims.json", {"claims": judge(tables)})
+
+
+if __name__ == "__main__":
+    main()

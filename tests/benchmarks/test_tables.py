@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cells
+from benchmarks.cells import COLUMNS, UNTOUCHED, Cell, Sheet
+from benchmarks.claims import judge
+from benchmarks.rendering import Row, markdown
+from benchmarks.suspects import RECIPES, architecture_of, weights_of
+from benchmarks.tables import METHODS, TABLES, rows_of, write
+from medic_core.config import RemovalConfig
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "clean_images", lambda _, per_class: range(10 * (per_class or 250)))
+
+
+def row(cell: Cell, **figures: object) -> dict[str, object]:
+    name, resolved, clean = cell.key()
+    return {"suspect": name, "resolved": resolved, "clean": clean, "seed": cell.seed} | figures
+
+
+MEASURED = {"accuracy": "88.0", "attack_success": "2.0", "recovery": "87.0", "der": "98.5", "n": 1000}
+MEASURED |= {"seconds": 60, "epochs": 20}
+
+
+def test_a_kept_cell_is_found_again_and_another_seed_setting_suspect_or_amount_is_another_cell(tmp_path: Path) -> None:
+    sheet, cell = Sheet(tmp_path / "cells.csv"), Cell("badnet", {"temperature": 2.0}, seed=1, per_class=50)
+    assert sheet.find(cell) is None
+    sheet.add(row(cell, accuracy="88.00"))
+    found = sheet.find(cell)
+    assert found is not None
+    assert found["accuracy"] == "88.00"
+    assert set(found) == set(COLUMNS)
+    for other in (
+        Cell("sig", {"temperature": 2.0}, seed=1, per_class=50),
+        Cell("badnet", {"temperature": 3.0}, seed=1, per_class=50),
+        Cell("badnet", {"temperature": 2.0}, seed=2, per_class=50),
+        Cell("badnet", {"temperature": 2.0}, seed=1),
+        Cell("badnet", UNTOUCHED),
+    ):
+        assert sheet.find(other) is None
+
+
+def test_a_cell_that_another_process_is_about_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet, cell, measured = Sheet(tmp_path / "cells.csv"), Cell("badnet"), []
+
+    def measure(wanted: Cell, _: object) -> dict[str, object]:
+        measured.append(wanted)
+        if len(measured) == 1:
+            assert sheet.fill(cell, None) is None  # as another process would, at the same time
+        return row(wanted)
+
+    monkeypatch.setattr(cells, "measure", measure)
+    assert sheet.fill(cell, None) is not None
+    assert sheet.fill(cell, None) is None  # kept by now
+    assert measured == [cell]
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_every_cell_of_a_table_is_one_of_a_kind_and_can_be_asked_for(name: str, profile: str) -> None:
+    entries = list(TABLES[name].entries(profile, 0))
+    assert len({entry.cell.key() for entry in entries}) == len(entries)
+    for entry in entries:
+        assert entry.cell.suspect in RECIPES or weights_of(entry.cell.suspect).exists()
+        assert architecture_of(entry.cell.suspect).num_classes == 10
+
+
+def test_every_removal_method_but_the_search_is_compared() -> None:
+    compared = {settings.get("method", "medic") for settings in METHODS.values()} - {"none"}
+    assert compared == {config.method for config in RemovalConfig.__args__} - {"auto"}
+
+
+def test_what_is_missing_is_said_to_be_missing(tmp_path: Path) -> None:
+    sheet = Sheet(tmp_path / "cells.csv")
+    first, *others = TABLES["table1"].entries("quick", 0)
+    sheet.add(row(first.cell, **MEASURED))
+    write("table1", rows_of(TABLES["table1"], sheet, "quick", [0]), tmp_path)
+    with (tmp_path / "table1.csv").open(newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert kept == [
+        {"attack": first.cell.suspect, "method": first.method, "acc": "88.0", "asr": "2.0", "ra": "87.0"}
+        | {"der": "98.5", "n": "1000.0", "seed": "0", "seconds": "60.0"}
+    ]
+    assert len(json.loads((tmp_path / "table1.json").read_text())["missing"]) == len(others)
+    text = (tmp_path / "table1.md").read_text()
+    assert text.count("missing") == len(others)
+    assert "88.0 / 2.0 / 87.0" in text
+    assert (tmp_path / "table1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cell_of_several_seeds_is_their_mean() -> None:
+    figures = [{"acc": 80.0, "asr": 1.0, "ra": 79.0}, {"acc": 82.0, "asr": 3.0, "ra": 80.0}]
+    rows = [Row("badnet", "medic", seed, None, found) for seed, found in enumerate(figures)]
+    assert "81.0 / 2.0 / 79.5" in markdown("A table", rows, axis=None)
+
+
+def curve(method: str, points: dict[float, float], figure: str, attack: str = "cleanlabel") -> list[Row]:
+    return [Row(attack, method, 0, x, {"acc": 80.0, "asr": 5.0, "der": 80.0, figure: y}) for x, y in points.items()]
+
+
+def verdicts(**tables: list[Row]) -> dict[str, str]:
+    everything = {name: tables.get(name, []) for name in TABLES}
+    return {each["claim"].split(":")[0]: each["here"] for each in judge(everything)}
+
+
+def test_a_claim_without_its_cells_is_not_judged() -> None:
+    assert set(verdicts().values()) == {"not measured"}
+
+
+@pytest.mark.parametrize(("worst", "here"), [(4.0, "holds"), (6.0, "fails")])
+def test_the_claim_on_architectures_is_about_the_best_temperature_of_each(worst: float, here: str) -> None:
+    rows = curve("vgg11", {1: 50.0, 3: 2.0}, "asr") + curve("mobilenet", {1: 1.0, 3: 9.0}, "asr")
+    rows += curve("resnet16", {1: worst, 3: 9.0}, "asr")
+    assert verdicts(figure8=rows)["Fig. 8"] == here
+
+
+@pytest.mark.parametrize(("alone", "here"), [(89.0, "holds"), (91.0, "fails")])
+def test_the_claim_on_criteria_compares_the_best_of_each(alone: float, here: str) -> None:
+    rows = curve("both", {1: 70.0, 3: 90.0}, "der") + curve("activation", {1: alone, 3: 10.0}, "der")
+    rows += curve("impact", {1: 80.0}, "der")
+    assert verdicts(figure7=rows)["E.6"] == here
+
+
+@pytest.mark.parametrize(("trained", "here"), [(85.0, "holds"), (87.0, "fails")])
+def test_the_claim_on_data_compares_with_ten_times_as_much(trained: float, here: str) -> None:
+    rows = curve("medic", {250: 86.0}, "acc") + curve("scratch", {500: 99.0, 2500: trained}, "acc")
+    assert verdicts(figure3=rows)["Fig. 3"] == here
+
+
+@pytest.mark.parametrize(("theirs", "here"), [(3.0, "holds"), (1.0, "fails")])
+def test_the_claim_on_clean_label_leaves_out_what_does_not_look_at_the_suspect(theirs: float, here: str) -> None:
+    rows = [
+        Row("cleanlabel", method, 0, None, {"acc": 80.0, "asr": asr})
+        for method, asr in {"none": 100.0, "scratch": 0.5, "medic": 2.0, "fine_tune": theirs}.items()
+    ]
+    assert verdicts(table1=rows)["Table 1"] == here
