@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -60,8 +61,7 @@ class Cell:
     def config(self) -> RemovalConfig:
         """Resolve the settings."""
         chosen = expand_preset({**self.settings, "seed": self.seed})
-        config: RemovalConfig = TypeAdapter(RemovalConfig).validate_python(chosen)
-        return config
+        return _removal().validate_python(chosen)
 
     def key(self) -> Key:
         """What tells a row from others: every setting, so that it is not taken for another when defaults change."""
@@ -95,6 +95,11 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
         **{figure: f"{100 * share:.2f}" for figure, share in {**figures, "der": rating}.items()},
         "resolved": resolved,
     }
+
+
+@cache
+def _removal() -> TypeAdapter[RemovalConfig]:
+    return TypeAdapter(RemovalConfig)
 
 
 class Epochs:
