@@ -45,7 +45,7 @@ from medic_core.removal.head_shift import find_head
 from medic_core.removal.lipschitz_pruning import lipschitz_bounds
 from medic_core.removal.mode_connectivity import curve_point, measure_normalizations
 from medic_core.removal.shared_adversarial import divergence, shared_examples, unsaid
-from medic_core.removal.training import State, seeded
+from medic_core.removal.training import State, micro_batches, seeded
 
 
 class Recording:
@@ -553,6 +553,14 @@ def test_lipschitz_pruning_needs_a_normalised_convolution(suspect: Suspect, clea
 
 
 # --- micro-batches ---------------------------------------------------------------------------------------------------
+
+
+def test_what_goes_through_the_model_at_once_is_a_micro_batch() -> None:
+    images, labels = torch.rand(12, 3), torch.arange(12)
+    parts = list(micro_batches(images, labels, FineTuneConfig(micro_batch_size=5)))
+    assert [len(some) for some, _ in parts] == [4, 4, 4]
+    assert torch.equal(torch.cat([some for some, _ in parts]), images)
+    assert torch.equal(torch.cat([theirs for _, theirs in parts]), labels)
 
 
 @pytest.mark.parametrize(
