@@ -94,7 +94,7 @@ def training_images(name: str) -> Batches:
     return data.select(torch.tensor([image.numpy().tobytes() not in shown for image in data.images]).nonzero()[:, 0])
 
 
-def test_images(name: str) -> Batches:
+def unseen_images(name: str) -> Batches:
     """Return the clean images on which the figures of a suspect are reported."""
     return images("signs-test" if _shows_signs(name) else "test-1000")
 
