@@ -121,7 +121,7 @@ def clean_images(name: str, per_class: int | None = None) -> Batches:
     return first_per_class(clean, per_class)
 
 
-def test_images(name: str) -> Batches:
+def unseen_images(name: str) -> Batches:
     """Return the clean images on which the figures of a suspect are reported."""
     return images("signs-test" if _shows_signs(name) else "test-1000")
 

@@ -20,7 +20,7 @@ from benchmarks.cells import UNTOUCHED, Cell, Sheet, key_of
 from benchmarks.claims import judge
 from benchmarks.machine import write_figures
 from benchmarks.rendering import Row, draw, markdown
-from benchmarks.suspects import test_images, weights_of
+from benchmarks.suspects import unseen_images, weights_of
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("attack", "method", "acc", "asr", "ra", "der", "n", "seed", "seconds")
@@ -190,7 +190,7 @@ def fill(
     for entry in table.entries(profile, seed):
         name = entry.cell.suspect
         if weights_of(name).exists() and (not methods or entry.method in methods):
-            row = sheet.fill(entry.cell, test_images(name))
+            row = sheet.fill(entry.cell, unseen_images(name))
             if row:
                 yield row
 

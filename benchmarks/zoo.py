@@ -29,9 +29,9 @@ from benchmarks.suspects import (
     architecture_of,
     pattern_of,
     suspect,
-    test_images,
     training_images,
     triggered,
+    unseen_images,
     weights_of,
 )
 from medic_core.attacks.recipes import CleanLabelRecipe
@@ -57,7 +57,7 @@ def save(name: str, trained: Backdoored) -> None:
 
 def measure(name: str, trained: Backdoored) -> dict[str, Any]:
     """Measure on the test images; ``triggered_n`` counts those whose true class is not the target."""
-    test = test_images(name)
+    test = unseen_images(name)
     plain, attacked = (confusion_matrix(trained.model, data, num_classes=10) for data in (test, triggered(name, test)))
     right, success = accuracy(plain), attack_success(attacked, target=RECIPES[name].target)
     return {
