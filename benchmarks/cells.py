@@ -33,7 +33,19 @@ from medic_core.evaluation import (
 from medic_core.removal import Progress, remove_backdoor
 
 COLUMNS = (
-    *("suspect", "settings", "seed", "clean", "n", "accuracy", "attack_success", "false_target", "recovery", "der"),
+    *(
+        "suspect",
+        "settings",
+        "seed",
+        "clean",
+        "n",
+        "triggered_n",
+        "accuracy",
+        "attack_success",
+        "false_target",
+        "recovery",
+        "der",
+    ),
     *("epochs", "seconds", "threads", "resolved"),
 )
 Key = tuple[str, str, str]
@@ -80,8 +92,8 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
     if cell.settings != UNTOUCHED:
         repaired = remove_backdoor(before, cell.clean(), cell.config(), progress=epochs.hear)
     seconds = time.perf_counter() - began
-    figures = figures_of(repaired, shown, cell.suspect)
-    was = figures_of(before.model, shown, cell.suspect)
+    attacked = triggered(cell.suspect, shown)
+    figures, was = (figures_of(model, shown, attacked) for model in (repaired, before.model))
     rating = defense_effectiveness_rating(
         accuracy_before=was["accuracy"],
         accuracy_after=figures["accuracy"],
@@ -91,7 +103,13 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
     name, resolved, clean = cell.key()
     return {
         **{"suspect": name, "settings": json.dumps(dict(cell.settings)), "seed": cell.seed, "clean": clean},
-        **{"n": len(shown), "epochs": epochs.count, "seconds": f"{seconds:.0f}", "threads": torch.get_num_threads()},
+        **{
+            "n": len(shown),
+            "triggered_n": int((attacked.labels != TARGET).sum()),
+            "epochs": epochs.count,
+            "seconds": f"{seconds:.0f}",
+            "threads": torch.get_num_threads(),
+        },
         **{figure: f"{100 * share:.2f}" for figure, share in {**figures, "der": rating}.items()},
         "resolved": resolved,
     }
@@ -112,14 +130,14 @@ class Epochs:
         self.count = len(progress.history)
 
 
-def figures_of(model: nn.Module, shown: Batches, name: str) -> dict[str, float]:
-    """Shares of 1 of images with and without the trigger of the suspect called ``name``."""
-    plain, attacked = (confusion_matrix(model, data, num_classes=10) for data in (shown, triggered(name, shown)))
+def figures_of(model: nn.Module, shown: Batches, attacked: Batches) -> dict[str, float]:
+    """Shares of 1: of images as they are, and of images with the trigger on."""
+    plain, stamped = (confusion_matrix(model, data, num_classes=10) for data in (shown, attacked))
     return {
         "accuracy": accuracy(plain).value,
-        "attack_success": attack_success(attacked, target=TARGET).value,
+        "attack_success": attack_success(stamped, target=TARGET).value,
         "false_target": attack_success(plain, target=TARGET).value,
-        "recovery": recovery(attacked, target=TARGET).value,
+        "recovery": recovery(stamped, target=TARGET).value,
     }
 
 

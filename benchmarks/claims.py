@@ -26,70 +26,57 @@ def judge(tables: Tables) -> list[dict[str, str]]:
     return [{"claim": claim.text, "here": words[claim.holds(tables)]} for claim in CLAIMS]
 
 
-def _mean(rows: Sequence[Row], name: str) -> float | None:
-    """Mean of a figure over seeds; None where one is missing."""
+def _curves(rows: Sequence[Row], name: str) -> dict[str, dict[float | None, float]] | None:
+    """Means of a figure over seeds, by method and place; None where a cell is missing or there is none."""
     if not rows or not all(row.figures for row in rows):
         return None
-    return mean(row.figures[name] for row in rows)
+    values: dict[str, dict[float | None, list[float]]] = {}
+    for row in rows:
+        values.setdefault(row.method, {}).setdefault(row.x, []).append(row.figures[name])
+    return {method: {x: mean(found) for x, found in points.items()} for method, points in values.items()}
 
 
 def _architectures(tables: Tables) -> bool | None:
-    curves = {row.method for row in tables["figure8"]}
-    lowest = [
-        min((row.figures["asr"] for row in tables["figure8"] if row.method == curve and row.figures), default=None)
-        for curve in curves
-    ]
-    known = [value for value in lowest if value is not None]
-    return all(value <= 5 for value in known) if len(known) == len(curves) == 3 else None
+    """At the best temperature of each."""
+    curves = _curves(tables["figure8"], "asr")
+    return None if curves is None else all(min(points.values()) <= 5 for points in curves.values())
 
 
 def _rises_with_weight(name: str) -> Callable[[Tables], bool | None]:
+    """On the mean over temperatures; curves come in rising order of λ."""
+
     def holds(tables: Tables) -> bool | None:
-        rows = tables["figure6"]
-        weights = list(dict.fromkeys(row.method for row in rows))  # in rising order
-        means = [_mean([row for row in rows if row.method == weight], name) for weight in weights]
-        if not means or any(value is None for value in means):
+        curves = _curves(tables["figure6"], name)
+        if curves is None:
             return None
-        return all(low <= high for low, high in pairwise(value for value in means if value is not None))
+        return all(low <= high for low, high in pairwise(mean(points.values()) for points in curves.values()))
 
     return holds
 
 
 def _both_criteria(tables: Tables) -> bool | None:
     """By what attack success and lost accuracy come to, at the best temperature of each."""
-    best: dict[str, float] = {}
-    for row in tables["figure7"]:
-        if not row.figures:
-            return None
-        best[row.method] = max(best.get(row.method, 0.0), row.figures["der"])
-    return best["both"] >= max(best["activation"], best["impact"]) if best else None
+    curves = _curves(tables["figure7"], "der")
+    if curves is None:
+        return None
+    best = {criteria: max(points.values()) for criteria, points in curves.items()}
+    return best["both"] >= max(best["activation"], best["impact"])
 
 
 def _tenth_of_the_data(tables: Tables) -> bool | None:
-    """The accuracy that cloning has on some images takes training from scratch ten times as many, or more."""
-    curves: dict[str, dict[float, float]] = {}
-    for row in tables["figure3"]:
-        if row.figures and row.x is not None:
-            curves.setdefault(row.method, {})[row.x] = row.figures["acc"]
-    if {"medic", "scratch"} - curves.keys():
+    """Wherever ten times as many images were tried, training from scratch on those is no more accurate."""
+    curves = _curves(tables["figure3"], "acc")
+    if curves is None:
         return None
-    pairs = [
-        (cloned, curves["scratch"][10 * count])
-        for count, cloned in curves["medic"].items()
-        if 10 * count in curves["scratch"]
-    ]
-    return all(cloned >= trained for cloned, trained in pairs) if pairs else None
+    cloned, trained = curves["medic"], curves["scratch"]
+    pairs = [(right, trained[10 * count]) for count, right in cloned.items() if count and 10 * count in trained]
+    return all(right >= other for right, other in pairs) if pairs else None
 
 
 def _best_on_clean_label(tables: Tables) -> bool | None:
     rows = [row for row in tables["table1"] if row.attack == "cleanlabel" and row.method not in ("none", "scratch")]
-    success = {
-        method: _mean([row for row in rows if row.method == method], "asr") for method in {r.method for r in rows}
-    }
-    if not success or any(value is None for value in success.values()):
-        return None
-    known = {method: value for method, value in success.items() if value is not None}
-    return known["medic"] <= min(known.values())
+    curves = _curves(rows, "asr")
+    return None if curves is None else curves["medic"][None] <= min(points[None] for points in curves.values())
 
 
 CLAIMS: Sequence[Claim] = (

@@ -31,7 +31,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SMALLEST_SIDE = 8
 _PIXEL_LIMIT = 50_000_000
 _UNREADABLE = (
-    *(OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError),  # Pillow
+    *(OSError, EOFError, IndexError, SyntaxError, ValueError, Image.DecompressionBombError),  # Pillow
     *(RuntimeError, zipfile.BadZipFile, zlib.error),  # zipfile: encrypted, unknown compression, damaged
 )
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the zip format's first; a real one would make every run's bytes differ

@@ -52,9 +52,9 @@ def add_composites(
 
     def some(label: int, count: int) -> Tensor:
         members = (labels == label).nonzero().flatten()
-        return members[torch.randint(len(members), (count,), generator=generator)]
+        return members[torch.randint(len(members), (count,), generator=generator).to(labels.device)]
 
-    same = torch.randint(len(labels), (round(same_share * len(labels)),), generator=generator)
+    same = torch.randint(len(labels), (round(same_share * len(labels)),), generator=generator).to(labels.device)
     partners = torch.empty_like(same)
     for label in sorted(set(labels[same].tolist())):  # the order of draws must not depend on a set
         where = labels[same] == label
@@ -63,5 +63,5 @@ def add_composites(
     mixed = halves(images[some(classes[0], both)], images[some(classes[1], both)])
     return (
         torch.cat([images, halves(images[same], images[partners]), mixed]),
-        torch.cat([labels, labels[same], torch.full((both,), target)]),
+        torch.cat([labels, labels[same], labels.new_full((both,), target)]),
     )

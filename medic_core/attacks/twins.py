@@ -5,6 +5,7 @@ The twins go through the same crop, rotation and mirroring.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -80,7 +81,8 @@ def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, set
     """
     stamped = badnet(data.images)
     some, _ = next(data.select(torch.arange(2)).in_order())
-    layers = select_layers(model.eval(), LAYER_KINDS, authors=(), images=some)
+    frozen = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+    layers = select_layers(frozen, LAYER_KINDS, authors=(), images=some)
 
     def losses(epoch: int) -> Iterator[Tensor]:
         for pixels, labels, triggered, chosen in twins(data, stamped, recipe.share, settings, epoch, seed):

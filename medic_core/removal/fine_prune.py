@@ -47,15 +47,16 @@ def prune_and_tune(
     with seeded(config.seed):
         model = suspect.trainable(clean.images.device)
         outlet = find_outlet(model.eval(), next(clean.in_order(batch_size=2))[0])
+        had_weight = (outlet.layer.weight != 0).any(dim=0)
         if state := store.load():
             model.load_state_dict(state["model"])
         else:
             cut_dormant(model, outlet, clean, config, num_classes=suspect.architecture.num_classes)
-        kept = (outlet.layer.weight != 0).any(dim=0)
+        cut = (outlet.layer.weight == 0).all(dim=0) & had_weight  # the same whether it was cut now or before a kill
 
         @torch.no_grad()
         def keep_cut() -> None:
-            outlet.layer.weight.mul_(kept)
+            outlet.layer.weight.mul_(~cut)
 
         parts = classification(model, config)
         return train(model, clean, config, parts, after_step=keep_cut, progress=progress, checkpoint=store)

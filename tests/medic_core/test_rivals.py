@@ -123,6 +123,13 @@ def test_pruned_channels_are_dead_after_every_epoch_of_fine_tuning(suspect: Susp
     assert dead_columns(found.fc.weight) == cut
 
 
+def test_a_channel_that_never_had_weight_is_not_pruned_and_may_gain_some(suspect: Suspect, labelled: Batches) -> None:
+    with torch.no_grad():
+        suspect.model.fc.weight[:, 5] = 0
+    kept_all = dataclasses.replace(PRUNE, accuracy_tolerance=0.0)
+    assert 5 not in dead_columns(remove_backdoor(suspect, labelled, kept_all).fc.weight)
+
+
 def test_pruning_stops_before_it_costs_more_than_is_tolerated(suspect: Suspect, labelled: Batches) -> None:
     model = copy.deepcopy(suspect.model)
     outlet = find_outlet(model, next(labelled.in_order())[0])

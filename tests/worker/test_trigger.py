@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,10 @@ def encoded(seed: int, kind: str = "PNG", size: tuple[int, int] = (16, 12), mode
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
     return buffer.getvalue()
+
+
+EMPTY_PROFILE = struct.pack(">I4sI", 0, b"iCCP", zlib.crc32(b"iCCP"))
+"""A chunk at which Pillow raises an IndexError."""
 
 
 def zip_of(path: Path, entries: dict[str, bytes]) -> Path:
@@ -145,6 +151,7 @@ def test_what_desktops_leave_in_archives_is_left_out(tmp_path):
         ({}, "holds no images"),
         ({"cat/0.png": b"not an image"}, "'cat/0.png' cannot be decoded"),
         ({"cat/0.png": encoded(0)[:200]}, "'cat/0.png' cannot be decoded"),
+        ({"cat/0.png": encoded(0)[:-12] + EMPTY_PROFILE + encoded(0)[-12:]}, "'cat/0.png' cannot be decoded"),
         ({"cat/0.png": encoded(0, size=(4, 4))}, "unusable size"),
         ({"0.png": encoded(0)}, "'0.png' lies in no class folder"),
         ({"../cat/0.png": encoded(0)}, "points out of the archive"),
