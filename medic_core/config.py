@@ -134,7 +134,8 @@ class Config(Seeded):
         micro_batch_size: A batch goes through the model in parts of this many images, which bounds memory; the
             gradient is that of the whole batch, except that batch normalisation sees a part only. None: all at once.
         optimizer: ``muon`` steps the weights of convolutions and linear layers by Muon (Jordan et al., 2024) and the
-            rest by Adam at a fifth of its rate; or ``adam`` or ``sgd`` (momentum 0.9) steps everything.
+            rest, with matrices of more than 2,048 by 2,048, by Adam at a fifth of its rate; or ``adam`` or ``sgd``
+            (momentum 0.9) steps everything.
         weight_decay: Times the rate, off the weights that Muon steps; on the gradient of those that the others step.
         schedule: Of the learning rate: ``cosine`` per epoch to 0; ``linear``, per step, up over the first tenth and
             then down to 0; ``steps``, a tenth after 2 epochs and a thousandth after 20; or ``constant``.

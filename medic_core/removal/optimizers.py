@@ -15,6 +15,10 @@ from medic_core.config import Config, Schedule
 ADAM_SHARE = 0.2
 """Adam's learning rate beside Muon, as a share of Muon's."""
 
+LARGEST_SIDE = 2048
+"""Of a matrix that Muon steps, the smaller one: its products grow with the cube, and would take minutes a step in the
+fully-connected layers of VGG and AlexNet on a CPU."""
+
 TOGETHER = 2**20
 """Elements of the weights that Muon steps at once: of small ones a product takes less time than its call."""
 
@@ -38,14 +42,17 @@ def build_optimizers(model: nn.Module, config: Config) -> list[torch.optim.Optim
 
 
 def _matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Weights that mix channels: those of linear layers and of convolutions, unless depthwise."""
+    """Weights that mix channels: those of linear layers and of convolutions, unless depthwise or very large."""
     kinds = KINDS["convolution"] + KINDS["linear"]
     weights = [module.weight for module in model.modules() if isinstance(module, kinds)]
     return list(dict.fromkeys(weight for weight in weights if _is_matrix(weight)))
 
 
 def _is_matrix(weight: object) -> TypeGuard[nn.Parameter]:
-    return isinstance(weight, nn.Parameter) and weight.shape[1] > 1
+    if not isinstance(weight, nn.Parameter) or weight.shape[1] == 1:
+        return False
+    rows = weight.shape[0]
+    return min(rows, weight.numel() // rows) <= LARGEST_SIDE
 
 
 class Muon(torch.optim.Optimizer):

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from medic_core.config import ScratchConfig
-from medic_core.removal.optimizers import ADAM_SHARE, build_optimizers, orthogonalized, rate_share, set_rates
+from medic_core.removal.optimizers import (
+    ADAM_SHARE,
+    LARGEST_SIDE,
+    build_optimizers,
+    orthogonalized,
+    rate_share,
+    set_rates,
+)
 
 MUON = ScratchConfig(optimizer="muon", learning_rate=0.1)
 
@@ -104,6 +111,17 @@ def test_all_else_is_stepped_by_adam_at_a_share_of_the_rate() -> None:
     for name in ("0.bias", "1.weight", "1.bias", "2.weight", "2.bias", "3.bias", "5.bias", "6.bias", "token"):
         moved = (net.get_parameter(name).detach() - before[name]).abs()  # Adam's first step is the rate itself
         torch.testing.assert_close(moved, torch.full_like(moved, ADAM_SHARE * 0.1), rtol=1e-3, atol=0)
+
+
+def test_a_matrix_whose_smaller_side_is_too_large_to_orthogonalize_is_stepped_by_adam() -> None:
+    model = nn.Sequential(*(nn.Linear(columns, rows, device="meta") for rows, columns in SIDES))
+    stepped = {
+        id(weight) for group in build_optimizers(model, ScratchConfig())[0].param_groups for weight in group["params"]
+    }
+    assert [id(layer.weight) in stepped for layer in model] == [min(sides) <= LARGEST_SIDE for sides in SIDES]
+
+
+SIDES = ((10, 9216), (2048, 25088), (9216, 2048), (2049, 9216), (4096, 4096))
 
 
 def test_gradients_are_cleared() -> None:
