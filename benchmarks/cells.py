@@ -33,19 +33,8 @@ from medic_core.evaluation import (
 from medic_core.removal import Progress, remove_backdoor
 
 COLUMNS = (
-    *(
-        "suspect",
-        "settings",
-        "seed",
-        "clean",
-        "n",
-        "triggered_n",
-        "accuracy",
-        "attack_success",
-        "false_target",
-        "recovery",
-        "der",
-    ),
+    *("suspect", "settings", "seed", "clean", "n", "triggered_n"),
+    *("accuracy", "attack_success", "false_target", "recovery", "der"),
     *("epochs", "seconds", "threads", "resolved"),
 )
 Key = tuple[str, str, str]

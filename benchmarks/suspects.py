@@ -94,8 +94,7 @@ def training_images(name: str) -> Batches:
     data = images("signs-train" if _shows_signs(name) else "train-20000")
     if name != "heldout":
         return data
-    shown = {image.numpy().tobytes() for image in validation().images}
-    return data.select(torch.tensor([image.numpy().tobytes() not in shown for image in data.images]).nonzero()[:, 0])
+    return _without(data, validation())
 
 
 def clean_images(name: str, per_class: int | None = None) -> Batches:
@@ -111,10 +110,7 @@ def clean_images(name: str, per_class: int | None = None) -> Batches:
     if per_class is None:
         return clean
     if per_class > 250:
-        known = {image.numpy().tobytes() for image in clean.images}
-        pool = images("train-20000")
-        fresh = torch.tensor([image.numpy().tobytes() not in known for image in pool.images]).nonzero()[:, 0]
-        more = pool.select(fresh)
+        more = _without(images("train-20000"), clean)
         clean = replace(
             clean, images=torch.cat([clean.images, more.images]), labels=torch.cat([clean.labels, more.labels])
         )
@@ -158,11 +154,15 @@ def _pattern(name: str) -> torch.Tensor:
 @cache
 def validation(count: int = 3000) -> Batches:
     """``count`` images of ``train-20000``, drawn under a fixed seed, none of which is in ``clean-2500``."""
-    known = {image.numpy().tobytes() for image in images("clean-2500").images}
-    pool = images("train-20000")
-    fresh = torch.tensor([image.numpy().tobytes() not in known for image in pool.images]).nonzero().flatten()
+    fresh = _without(images("train-20000"), images("clean-2500"))
     order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(123))
-    return pool.select(fresh[order[:count]])
+    return fresh.select(order[:count])
+
+
+def _without(data: Batches, known: Batches) -> Batches:
+    """Leave out the images that are in ``known`` too."""
+    seen = {image.numpy().tobytes() for image in known.images}
+    return data.select(torch.tensor([image.numpy().tobytes() not in seen for image in data.images]).nonzero()[:, 0])
 
 
 def first_per_class(data: Batches, count: int) -> Batches:

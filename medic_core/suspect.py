@@ -24,11 +24,15 @@ class Suspect:
     model: nn.Module
     architecture: Architecture
 
-    def frozen(self) -> nn.Module:
-        """Return a copy of ``model`` in eval mode whose parameters need no gradient."""
-        return copy.deepcopy(self.model).eval().requires_grad_(requires_grad=False)
+    def frozen(self, device: torch.device | None = None) -> nn.Module:
+        """Return a copy of ``model`` in eval mode whose parameters need no gradient; on ``device``, if there is one."""
+        copied = copy.deepcopy(self.model).eval().requires_grad_(requires_grad=False)
+        return copied if device is None else _moved(copied, device)
 
     def trainable(self, device: torch.device) -> nn.Module:
         """Return a copy of ``model`` on ``device``, all of whose parameters take gradients."""
-        copied = copy.deepcopy(self.model).requires_grad_().to(device)
-        return copied.to(memory_format=torch.channels_last)  # the faster one on CPU and GPU
+        return _moved(copy.deepcopy(self.model).requires_grad_(), device)
+
+
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    return model.to(device).to(memory_format=torch.channels_last)  # the faster one on CPU and GPU

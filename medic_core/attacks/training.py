@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -36,6 +35,7 @@ from medic_core.attacks.warp import poison_by_warping
 from medic_core.config import Config
 from medic_core.data import Batches
 from medic_core.errors import AttackOptionError
+from medic_core.removal.optimizers import rate_share, set_rates
 from medic_core.removal.training import seeded
 
 BATCH_SIZE = 128
@@ -202,16 +202,15 @@ def _fit(model: nn.Module, losses: Losses, recipe: Recipe, steps: int) -> None:
     model.train()
     for epoch in range(recipe.epochs):
         for number, loss in enumerate(losses(epoch)):
-            share = _rate_share(recipe, epoch, (epoch * steps + number) / (recipe.epochs * steps))
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * share
+            set_rates([optimizer], _share_of_rate(recipe, epoch * steps + number, steps))
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
 
 
-def _rate_share(recipe: Recipe, epoch: int, done: float) -> float:
-    """The learning rate as a share of the highest; ``done`` is the share of all steps that are done."""
+def _share_of_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """The learning rate as a share of the highest at a step, from 0, with ``steps`` in an epoch."""
     if recipe.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+        return rate_share("cosine", step, steps=steps, epochs=recipe.epochs)
+    done = step / (recipe.epochs * steps)
     return done / 0.2 if done < 0.2 else (1 - done) / 0.8

@@ -46,7 +46,7 @@ def prune_adversarially(
     """
     device = clean.images.device
     with seeded(config.seed):
-        masked = MaskedChannels(suspect.frozen().to(device).to(memory_format=torch.channels_last))
+        masked = MaskedChannels(suspect.frozen(device))
         train(
             masked,
             clean,

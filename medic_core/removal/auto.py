@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
@@ -46,7 +45,7 @@ def clone_at_best_temperature(
     store = checkpoint or NoCheckpoint()
     state = store.load()
     found = _restored(state["left"]) if state else _Found()
-    before = _right(copy.deepcopy(suspect.model).to(clean.images.device).eval(), holdout, suspect)
+    before = _right(suspect.frozen().to(clean.images.device), holdout, suspect)
     while len(found.trials) < config.runs:
         cloning = _cloning(found.trials, config)
         run = Stage(

@@ -35,7 +35,7 @@ def distill_answers(
     device, share = clean.images.device, config.distillation_weight
     with seeded(config.seed):
         student = suspect.architecture.build().to(device).to(memory_format=torch.channels_last)
-        teacher = suspect.frozen().to(device).to(memory_format=torch.channels_last)
+        teacher = suspect.frozen(device)
 
         def parts(images: Tensor, labels: Tensor) -> Iterator[Part]:
             for some, theirs in micro_batches(images, labels, config):

@@ -39,7 +39,7 @@ def prepare_cloning(suspect: Suspect, clean: Batches, config: MedicConfig) -> Cl
     device, memory_format = clean.images.device, torch.channels_last  # the faster one on CPU and GPU
     clone = suspect.architecture.build()  # never a reset copy: it could carry weights over
     clone = clone.to(device).to(memory_format=memory_format)
-    teacher = suspect.frozen().to(device).to(memory_format=memory_format)
+    teacher = suspect.frozen(device)
     layers = layers_to_clone(suspect, clean, config)
     batches = clean.shuffled(config, epoch=STATISTICS_EPOCH)
     statistics = layer_statistics(teacher, layers, batches, kind=config.statistics)

@@ -39,7 +39,7 @@ def unlearn_shared(
     device = clean.images.device
     with seeded(config.seed):
         model = suspect.trainable(device)
-        reference = suspect.frozen().to(device).to(memory_format=torch.channels_last)
+        reference = suspect.frozen(device)
 
         def parts(images: Tensor, labels: Tensor) -> Iterator[Part]:
             model.eval()
