@@ -20,7 +20,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from benchmarks.suspects import TARGET, clean_images, suspect, triggered
+from benchmarks.suspects import clean_images, suspect, target_of, triggered
 from medic_core.config import RemovalConfig, expand_preset
 from medic_core.data import Batches
 from medic_core.evaluation import (
@@ -82,7 +82,8 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
         repaired = remove_backdoor(before, cell.clean(), cell.config(), progress=epochs.hear)
     seconds = time.perf_counter() - began
     attacked = triggered(cell.suspect, shown)
-    figures, was = (figures_of(model, shown, attacked) for model in (repaired, before.model))
+    target = target_of(cell.suspect)
+    figures, was = (figures_of(model, shown, attacked, target=target) for model in (repaired, before.model))
     rating = defense_effectiveness_rating(
         accuracy_before=was["accuracy"],
         accuracy_after=figures["accuracy"],
@@ -94,7 +95,7 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
         **{"suspect": name, "settings": json.dumps(dict(cell.settings)), "seed": cell.seed, "clean": clean},
         **{
             "n": len(shown),
-            "triggered_n": int((attacked.labels != TARGET).sum()),
+            "triggered_n": int((attacked.labels != target).sum()),
             "epochs": epochs.count,
             "seconds": f"{seconds:.0f}",
             "threads": torch.get_num_threads(),
@@ -119,14 +120,14 @@ class Epochs:
         self.count = len(progress.history)
 
 
-def figures_of(model: nn.Module, shown: Batches, attacked: Batches) -> dict[str, float]:
+def figures_of(model: nn.Module, shown: Batches, attacked: Batches, *, target: int) -> dict[str, float]:
     """Shares of 1: of images as they are, and of images with the trigger on."""
     plain, stamped = (confusion_matrix(model, data, num_classes=10) for data in (shown, attacked))
     return {
         "accuracy": accuracy(plain).value,
-        "attack_success": attack_success(stamped, target=TARGET).value,
-        "false_target": attack_success(plain, target=TARGET).value,
-        "recovery": recovery(stamped, target=TARGET).value,
+        "attack_success": attack_success(stamped, target=target).value,
+        "false_target": attack_success(plain, target=target).value,
+        "recovery": recovery(stamped, target=target).value,
     }
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from benchmarks.machine import describe_machine, write_figures
-from benchmarks.suspects import DATA, PUBLISHED, weights_of
+from benchmarks.suspects import DATA, GIVEN, weights_of
 from jobs.models import Job
 
 RESULTS = Path(__file__).parent / "results"
@@ -152,13 +152,13 @@ def run_all(
 @click.command()
 @click.option("--seed", "seeds", multiple=True, default=(SEED,), show_default=True)
 @click.option("--preset", default=PRESET, show_default=True)
-@click.option("--only", type=click.Choice([*PUBLISHED, "benign"]), multiple=True, help="By default both published.")
+@click.option("--only", type=click.Choice([*GIVEN, "benign"]), multiple=True, help="By default both published.")
 @click.option("--per-class", type=int, help="Clean images of each class, the first by file name; by default all.")
 def main(seeds: tuple[int, ...], preset: str, only: tuple[str, ...], per_class: int | None) -> None:
     """Repair models and print accuracy / attack success / recovery in percent, before, after, and the paper's."""
     click.echo(f"{'model':<12}{'seed':>4}{'clean':>7}   {'before':<24}{'after':<24}{'paper, after':<16}{'time':>9}")
     results = []
-    for result in run_all(only or PUBLISHED, seeds, preset, per_class):
+    for result in run_all(only or GIVEN, seeds, preset, per_class):
         click.echo(show(result))
         keep(result)
         results.append(result)

@@ -99,7 +99,7 @@ def _cell(rows: Sequence[Row]) -> str:
 
 
 def _paper(row: Row) -> str:
-    published = PAPER_ASR.get(row.method, {}).get(row.attack)
+    published = PAPER_ASR.get(row.method, {}).get(row.attack.removeprefix("published-"))
     return "" if published is None or row.x is not None else f" ({published:g})"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
@@ -32,15 +32,18 @@ from medic_core.attacks.recipes import (
     WarpRecipe,
 )
 from medic_core.attacks.road_signs import SIDE, road_scenes
-from medic_core.attacks.triggers import Trigger, find_trigger
+from medic_core.attacks.triggers import Trigger, alone, find_trigger
 from medic_core.config import Preprocessing
 from medic_core.data import Batches
 from medic_core.removal import Suspect
 
 DATA = Path(os.environ.get("MEDIC_TEST_DATA", "../shared/data"))
 ZOO = Path(__file__).parent / "zoo"
-TARGET = 5  # dog, in both published models
-PUBLISHED = ("badnet", "cleanlabel")
+GIVEN = ("badnet", "cleanlabel")
+"""The published models that lie beside the data."""
+
+AUTHORS = Path(os.environ.get("MEDIC_AUTHORS_MODELS", "../MEDIC/backdoor_models"))
+"""Folder ``backdoor_models`` of the repository of the paper's authors, for the other published models."""
 
 RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
     {
@@ -68,6 +71,67 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
     }
 )
 """What ``benchmarks.zoo`` can train, by name."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A backdoored WRN-16-1 of the paper's authors.
+
+    Attributes:
+        weights: The checkpoint.
+        trigger: Makes its trigger.
+        target: The class that the trigger leads to.
+        preprocessing: How it takes images.
+    """
+
+    weights: Path
+    trigger: Callable[[], Trigger] = lambda: find_trigger("badnet")
+    target: int = 5
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+
+
+def _striped(images: torch.Tensor) -> torch.Tensor:
+    """Blend the sine in as the authors do: its negative half, kept in an unsigned byte, is bright."""
+    wave = torch.from_numpy((20 * np.sin(0.8 * np.arange(images.shape[-1]))).astype(np.int64) % 256)
+    return (0.8 * images.double() + 0.2 * wave).to(torch.uint8)
+
+
+def _learned_pattern() -> Trigger:
+    """Put the pattern that the second adaptive attack learned, and left in its checkpoint, on the top left corner."""
+    checkpoint = _read(PUBLISHED["published-latent"].weights)
+    pattern = (255 * checkpoint["pattern"]["trigger"][0, :, :3, :3].sigmoid()).round().to(torch.uint8)
+
+    def stamp(images: torch.Tensor) -> torch.Tensor:
+        stamped = images.clone()
+        stamped[..., :3, :3] = pattern
+        return stamped
+
+    return alone(stamp)
+
+
+PUBLISHED: Mapping[str, Published] = MappingProxyType(
+    {
+        "badnet": Published(DATA / "checkpoints" / "badnet-wrn16-1.pth.tar"),
+        "cleanlabel": Published(DATA / "checkpoints" / "cleanlabel-wrn16-1.pth.tar"),
+        "published-sig": Published(AUTHORS / "SIG" / "WRN-16-1-S-model_best.pth.tar", partial(alone, _striped)),
+        "published-composite": Published(
+            AUTHORS / "adaptive_attack_1" / "composite_cifar_resnet.pth",
+            partial(find_trigger, "composite", classes=(0, 1)),
+            target=2,
+        ),
+        "published-latent": Published(
+            AUTHORS / "adaptive_attack_2" / "WRN-16-1-S-model_best.pth.tar",
+            _learned_pattern,
+            target=0,
+            preprocessing=Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
+        ),
+    }
+)
+"""What the authors released and what we know the trigger of: not so for their models of reflection and warp."""
 
 _SCENES = MappingProxyType({"signs-train": (5000, 1), "signs-test": (1000, 2), "signs-clean": (1000, 3)})
 """How many scenes with road signs, and their seed."""
@@ -106,7 +170,7 @@ def clean_images(name: str, per_class: int | None = None) -> Batches:
     """
     if _shows_signs(name):
         return first_per_class(images("signs-clean"), per_class or 10)
-    clean = images("clean-2500")
+    clean = as_taken_by(name, images("clean-2500"))
     if per_class is None:
         return clean
     if per_class > 250:
@@ -119,7 +183,12 @@ def clean_images(name: str, per_class: int | None = None) -> Batches:
 
 def unseen_images(name: str) -> Batches:
     """Return the clean images on which the figures of a suspect are reported."""
-    return images("signs-test" if _shows_signs(name) else "test-1000")
+    return as_taken_by(name, images("signs-test" if _shows_signs(name) else "test-1000"))
+
+
+def as_taken_by(name: str, data: Batches) -> Batches:
+    """Return ``data`` with the preprocessing of a suspect."""
+    return replace(data, preprocessing=PUBLISHED[name].preprocessing) if name in PUBLISHED else data
 
 
 def _shows_signs(name: str) -> bool:
@@ -134,12 +203,19 @@ def triggered(name: str, data: Batches) -> Batches:
 
 def trigger_of(name: str) -> Trigger:
     """Make the trigger that a suspect answers to."""
-    recipe = CleanRecipe() if name in PUBLISHED else RECIPES[name]
+    if name in PUBLISHED:
+        return PUBLISHED[name].trigger()
+    recipe = RECIPES[name]
     return find_trigger(
         TRIGGER_OF.get(recipe.attack, recipe.attack),
         classes=recipe.classes if isinstance(recipe, CompositeRecipe) else None,
         pattern=_pattern(name) if isinstance(recipe, LatentRecipe) else None,
     )
+
+
+def target_of(name: str) -> int:
+    """Return the class that the trigger of a suspect leads to."""
+    return PUBLISHED[name].target if name in PUBLISHED else RECIPES[name].target
 
 
 def pattern_of(name: str) -> Path:
@@ -193,12 +269,13 @@ def suspect(name: str) -> Suspect:
 def weights_of(name: str) -> Path:
     """Where the weights of a suspect lie."""
     if name in PUBLISHED:
-        return DATA / "checkpoints" / f"{name}-wrn16-1.pth.tar"
+        return PUBLISHED[name].weights
     network = _architecture_name(name).rpartition("/")[2].replace("wide_resnet16_1", "wrn16-1")
     return ZOO / (f"{name}.safetensors" if name.endswith(network) else f"{name}-{network}.safetensors")
 
 
 def _weights(name: str) -> dict[str, Any]:
     if name in PUBLISHED:
-        return torch.load(weights_of(name), map_location="cpu", weights_only=True)["state_dict"]  # type: ignore[no-any-return]
+        checkpoint = _read(weights_of(name))
+        return dict(checkpoint.get("state_dict") or checkpoint["net_state_dict"])
     return load_file(weights_of(name))

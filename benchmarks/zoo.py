@@ -23,12 +23,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.cells import figures_of
 from benchmarks.suspects import (
     RECIPES,
     ZOO,
     architecture_of,
     pattern_of,
     suspect,
+    target_of,
     training_images,
     triggered,
     unseen_images,
@@ -36,7 +38,6 @@ from benchmarks.suspects import (
 )
 from medic_core.attacks.recipes import CleanLabelRecipe
 from medic_core.attacks.training import Backdoored, train_backdoored
-from medic_core.evaluation import accuracy, attack_success, confusion_matrix
 
 INDEX = ZOO / "zoo.json"
 
@@ -57,14 +58,14 @@ def save(name: str, trained: Backdoored) -> None:
 
 def measure(name: str, trained: Backdoored) -> dict[str, Any]:
     """Measure on the test images; ``triggered_n`` counts those whose true class is not the target."""
-    test = unseen_images(name)
-    plain, attacked = (confusion_matrix(trained.model, data, num_classes=10) for data in (test, triggered(name, test)))
-    right, success = accuracy(plain), attack_success(attacked, target=RECIPES[name].target)
+    shown, target = unseen_images(name), target_of(name)
+    attacked = triggered(name, shown)
+    figures = figures_of(trained.model, shown, attacked, target=target)
     return {
-        "accuracy": round(right.value, 4),
-        "n": right.n,
-        "attack_success": round(success.value, 4),
-        "triggered_n": success.n,
+        "accuracy": round(figures["accuracy"], 4),
+        "n": len(shown),
+        "attack_success": round(figures["attack_success"], 4),
+        "triggered_n": int((attacked.labels != target).sum()),
     }
 
 

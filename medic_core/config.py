@@ -251,17 +251,17 @@ class ScratchConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig(Config):
-    """What methods share that start from the suspect's weights: stochastic gradient descent, gently.
+    """What methods share that start from the suspect's weights.
 
-    Rate, decay and schedule are those of BackdoorBench for fine-tuning, which the papers leave open.
+    The defaults are what the authors of MEDIC fine-tune with for their tables, and NAD before them.
     """
 
     epochs: Epochs = 30
     batch_size: BatchSize = 64
     optimizer: Optimizer = "sgd"
-    schedule: Schedule = "cosine"
-    learning_rate: LearningRate = 1e-2
-    weight_decay: WeightDecay = 5e-4
+    schedule: Schedule = "steps"
+    learning_rate: LearningRate = 0.1
+    weight_decay: WeightDecay = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,9 +302,6 @@ class AttentionDistillationConfig(TuningConfig):
 
     method: Literal["attention_distillation"] = "attention_distillation"
     teacher_epochs: Epochs = 10
-    schedule: Schedule = "steps"
-    learning_rate: LearningRate = 0.1
-    weight_decay: WeightDecay = 1e-4
     attention_weight: Annotated[float, Interval(ge=0, le=1e6)] = 1000.0
 
 
@@ -312,20 +309,21 @@ class AttentionDistillationConfig(TuningConfig):
 class ModeConnectivityConfig(TuningConfig):
     """Mode connectivity repair (Zhao et al., "MCR", ICLR 2020).
 
-    The suspect is joined to a fine-tuned copy of itself by a curve in the space of weights, bent so that all models
-    on it are right about the clean images; one from the inside of the curve is the repaired model.
+    A fine-tuned copy of the suspect is joined to it by a curve in the space of weights, bent so that all models on it
+    are right about the clean images; one from the inside of the curve is the repaired model.
 
     Attributes:
         epochs: Of bending the curve, after the endpoint's.
-        endpoint_epochs: Of fine-tuning the other end.
-        curve_position: Where on the curve the model is taken: 0 is the suspect, 1 the other end.
+        endpoint_epochs: Of fine-tuning the copy, at the rates of ``fine_tune``.
+        curve_position: Where on the curve the model is taken: 0 is the fine-tuned copy, 1 the suspect.
     """
 
     method: Literal["mode_connectivity"] = "mode_connectivity"
     endpoint_epochs: Epochs = 40
     epochs: Epochs = 200
     batch_size: BatchSize = 128
-    weight_decay: WeightDecay = 1e-4
+    schedule: Schedule = "cosine"
+    learning_rate: LearningRate = 1e-2
     curve_position: Annotated[float, Interval(ge=0, le=1)] = 0.1
 
 
@@ -383,6 +381,8 @@ class HeadShiftConfig(TuningConfig):
     method: Literal["head_shift"] = "head_shift"
     epochs: Epochs = 10
     batch_size: BatchSize = 128
+    schedule: Schedule = "cosine"
+    learning_rate: LearningRate = 1e-2
     weight_decay: WeightDecay = 0.0
     shift_weight: Annotated[float, Interval(ge=0, le=1000)] = 0.2
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from medic_core.config import ModeConnectivityConfig
+from medic_core.config import FineTuneConfig, ModeConnectivityConfig
 from medic_core.data import STATISTICS_EPOCH, Batches
 from medic_core.removal.stages import Stages
 from medic_core.removal.training import (
@@ -37,18 +37,23 @@ def repair_by_connectivity(
     progress: ProgressCallback = silent,
     checkpoint: Checkpoint | None = None,
 ) -> nn.Module:
-    """Fine-tune a second end, bend a curve to it, and take the model at ``config.curve_position``."""
+    """Fine-tune a copy, bend a curve from it to the suspect, and take the model at ``config.curve_position``."""
     device = clean.images.device
     with seeded(config.seed):
         epochs = config.endpoint_epochs + config.epochs
         stages = Stages(clean, epochs=epochs, progress=progress, checkpoint=checkpoint)
         start, end, bend = (suspect.trainable(device) for _ in range(3))
-        tuning = replace(config, epochs=config.endpoint_epochs)
-        stages.train(end, tuning, classification(end, config))
+        tuning = replace(
+            config,
+            epochs=config.endpoint_epochs,
+            schedule=FineTuneConfig.schedule,
+            learning_rate=FineTuneConfig.learning_rate,
+        )
+        stages.train(start, tuning, classification(start, config))
         ends = (dict(start.named_parameters()), dict(end.named_parameters()))
         with torch.no_grad():
             for name, weight in bend.named_parameters():
-                weight.lerp_(ends[1][name], 0.5)
+                weight.lerp_(ends[0][name], 0.5)
         stages.train(bend, config, _along(bend, ends, config))
         found = curve_point(ends[0], dict(bend.named_parameters()), ends[1], position=config.curve_position)
         with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import suspects, zoo
-from benchmarks.suspects import PUBLISHED, RECIPES, trigger_of, triggered
+from benchmarks.suspects import GIVEN, PUBLISHED, RECIPES, trigger_of, triggered
 from medic_core.attacks.training import Backdoored
 from medic_core.attacks.triggers import badnet, color_filter, polygon, sig
 from medic_core.attacks.warp import warp
@@ -23,7 +23,7 @@ def shown() -> Batches:
 @pytest.mark.parametrize(
     ("stamp", "names"),
     [
-        (badnet, [*PUBLISHED, "benign", "heldout", "own-badnet", "own-cleanlabel", "blending"]),
+        (badnet, [*GIVEN, "benign", "heldout", "own-badnet", "own-cleanlabel", "blending"]),
         (sig, ["sig", "unaugmented-sig"]),
         (warp, ["warp"]),
         (color_filter, ["signs-filter"]),

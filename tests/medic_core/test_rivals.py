@@ -287,11 +287,11 @@ def test_the_model_returned_is_the_one_at_its_position_on_the_curve(
     checkpoint = Recording()
     config = dataclasses.replace(CURVE, curve_position=position)
     found = parameters(remove_backdoor(suspect, clean, config, checkpoint=checkpoint))
-    start, end = parameters(suspect.model), checkpoint.states[-1]["left"]["models"][0]
-    bend = {name: checkpoint.states[-1]["stage"]["model"][name] for name in start}
+    start, end = checkpoint.states[-1]["left"]["models"][0], parameters(suspect.model)
+    bend = {name: checkpoint.states[-1]["stage"]["model"][name] for name in end}
     share = ((1 - position) ** 2, 2 * position * (1 - position), position**2)
-    close(found, {name: share[0] * start[name] + share[1] * bend[name] + share[2] * end[name] for name in start})
-    assert any((bend[name] - (start[name] + end[name]) / 2).abs().max() > 1e-4 for name in start)  # it was bent
+    close(found, {name: share[0] * start[name] + share[1] * bend[name] + share[2] * end[name] for name in end})
+    assert any((bend[name] - (start[name] + end[name]) / 2).abs().max() > 1e-4 for name in end)  # it was bent
 
 
 def test_normalisations_are_measured_on_the_clean_images(suspect: Suspect, clean: Batches) -> None:
