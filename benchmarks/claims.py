@@ -79,6 +79,20 @@ def _best_on_clean_label(tables: Tables) -> bool | None:
     return None if curves is None else curves["medic"][None] <= min(points[None] for points in curves.values())
 
 
+def _goal(tables: Tables) -> bool | None:
+    """Of the methods whose mean accuracy falls by two points at most; the means are over attacks and seeds."""
+    rows = tables["table1"]
+    if not rows or not all(row.figures for row in rows):
+        return None
+    figures = {
+        method: {name: mean(row.figures[name] for row in rows if row.method == method) for name in ("acc", "asr")}
+        for method in dict.fromkeys(row.method for row in rows)
+    }
+    before = figures.pop("none")["acc"]
+    kept = {method: found["asr"] for method, found in figures.items() if before - found["acc"] <= 2}
+    return "medic" in kept and kept["medic"] <= min(kept.values())
+
+
 CLAIMS: Sequence[Claim] = (
     Claim("Fig. 8: attack success of all three architectures falls to 5 % or less", _architectures),
     Claim("E.3: attack success rises with λ", _rises_with_weight("asr")),
@@ -88,5 +102,8 @@ CLAIMS: Sequence[Claim] = (
     Claim(
         "Table 1: of all methods that look at the suspect, MEDIC (preset default) leaves least of clean-label",
         _best_on_clean_label,
+    ),
+    Claim(
+        "Goal: of all methods that cost two points of accuracy or less, preset default leaves least, on average", _goal
     ),
 )

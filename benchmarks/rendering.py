@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from types import MappingProxyType
 
 import matplotlib as mpl
@@ -73,6 +73,45 @@ class Row:
     def columns(self) -> dict[str, str | float]:
         """Return what a CSV file has of it."""
         return {"attack": self.attack, "method": self.label, "seed": self.seed, **self.figures}
+
+
+PAPER_EPOCHS: Mapping[str, int] = MappingProxyType(
+    {"fine_tune": 30, "fine_prune": 31, "attention_distillation": 40}
+    | {"mode_connectivity": 240, "adversarial_pruning": 100, "medic authors": 60}
+)
+"""Of Appendix E.5."""
+
+
+def costs(rows: Sequence[Row]) -> list[dict[str, str | float | None]]:
+    """Say for each method how many epochs a repair takes, the paper's, and its median seconds over all cells.
+
+    Seconds are comparable with each other as far as the machine was equally busy; ``times_medic`` is their ratio to
+    those of preset ``default``.
+    """
+    measured = [row for row in rows if row.figures and row.method != "none"]
+    seconds = {
+        method: median(row.figures["seconds"] for row in measured if row.method == method)
+        for method in dict.fromkeys(row.method for row in measured)
+    }
+    return [
+        {
+            "method": method,
+            "epochs": max(row.figures["epochs"] for row in measured if row.method == method),
+            "paper_epochs": PAPER_EPOCHS.get(method),
+            "seconds": taken,
+            "times_medic": round(taken / seconds["medic"], 2) if "medic" in seconds else None,
+            "cells": sum(row.method == method for row in measured),
+        }
+        for method, taken in seconds.items()
+    ]
+
+
+def costs_markdown(found: Sequence[Mapping[str, str | float | None]]) -> str:
+    """Write what ``costs`` says as a table."""
+    head = "# Appendix E.5: what a repair costs\n\n2,500 images, one thread; seconds are medians over cells.\n\n"
+    head += "| method | epochs | epochs in the paper | seconds | × `default` | cells |\n" + "|---" * 6 + "|\n"
+    lines = ["| " + " | ".join("–" if each is None else f"{each}" for each in row.values()) + " |" for row in found]
+    return head + "\n".join(lines) + "\n"
 
 
 def markdown(title: str, rows: Sequence[Row], *, axis: str | None) -> str:

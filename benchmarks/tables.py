@@ -19,7 +19,7 @@ import torch
 from benchmarks.cells import UNTOUCHED, Cell, Sheet, key_of
 from benchmarks.claims import judge
 from benchmarks.machine import write_figures
-from benchmarks.rendering import Row, draw, markdown
+from benchmarks.rendering import Row, costs, costs_markdown, draw, markdown
 from benchmarks.suspects import PUBLISHED, unseen_images, weights_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -189,6 +189,17 @@ def write(name: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
         draw(results / f"{name}.png", table.title, measured, axis=table.axis)
 
 
+def write_costs(rows: Sequence[Row], results: Path = RESULTS) -> None:
+    """Write what each method costs, as CSV, JSON and Markdown."""
+    found = costs(rows)
+    with (results / "epochs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("method", "epochs", "paper_epochs", "seconds", "times_medic", "cells"))
+        writer.writeheader()
+        writer.writerows(found)
+    write_figures(results / "epochs.json", {"title": "Appendix E.5: what a repair costs", "rows": found})
+    (results / "epochs.md").write_text(costs_markdown(found))
+
+
 def fill(
     table: Table, sheet: Sheet, profile: Profile, seed: int, methods: Sequence[str]
 ) -> Iterator[Mapping[str, str]]:
@@ -223,6 +234,8 @@ def main(
     for name, rows in tables.items():
         write(name, rows)
     write_figures(RESULTS / "claims.json", {"claims": judge(tables)})
+    compared = {(row.attack, row.method, row.seed): row for name in ("table1", "published") for row in tables[name]}
+    write_costs(list(compared.values()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import cells
 from benchmarks.cells import COLUMNS, UNTOUCHED, Cell, Sheet
 from benchmarks.claims import judge
-from benchmarks.rendering import Row, markdown
+from benchmarks.rendering import Row, costs, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, architecture_of
 from benchmarks.tables import METHODS, TABLES, rows_of, write
 from medic_core.config import RemovalConfig
@@ -99,6 +99,29 @@ def test_a_cell_of_several_seeds_is_their_mean() -> None:
     figures = [{"acc": 80.0, "asr": 1.0, "ra": 79.0}, {"acc": 82.0, "asr": 3.0, "ra": 80.0}]
     rows = [Row("badnet", "medic", seed, None, found) for seed, found in enumerate(figures)]
     assert "81.0 / 2.0 / 79.5" in markdown("A table", rows, axis=None)
+
+
+def test_what_a_method_costs_is_the_median_of_its_cells_beside_the_papers_epochs() -> None:
+    taken = {"medic": (100.0, 200.0, 900.0), "fine_tune": (50.0, 150.0)}
+    rows = [
+        Row("badnet", method, seed, None, {"seconds": each, "epochs": 30.0})
+        for method, seconds in taken.items()
+        for seed, each in enumerate(seconds)
+    ]
+    cloned, tuned = costs([*rows, Row("sig", "medic", 0, None, {}), Row("sig", "none", 0, None, {"seconds": 0.0})])
+    assert (cloned["seconds"], cloned["times_medic"], cloned["cells"], cloned["paper_epochs"]) == (200.0, 1.0, 3, None)
+    assert (tuned["seconds"], tuned["times_medic"], tuned["cells"], tuned["paper_epochs"]) == (100.0, 0.5, 2, 30)
+
+
+@pytest.mark.parametrize(
+    ("rival", "here"), [((79.0, 1.0), "fails"), ((77.0, 1.0), "holds"), ((79.0, 3.0), "holds"), (None, "not measured")]
+)
+def test_the_goal_is_about_methods_that_cost_two_points_or_less(rival: tuple[float, float] | None, here: str) -> None:
+    rows = [
+        Row("badnet", method, 0, None, {"acc": found[0], "asr": found[1]} if found else {})
+        for method, found in {"none": (80.0, 100.0), "medic": (79.0, 2.0), "fine_tune": rival}.items()
+    ]
+    assert verdicts(table1=rows)["Goal"] == here
 
 
 def curve(method: str, points: dict[float, float], figure: str, seed: int = 0) -> list[Row]:
