@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from medic_core.attacks.triggers import Stamp
+from medic_core.config import Config, Preprocessing
+from medic_core.data import Batches
+
+
+def augmented(data: Batches, settings: Config, *, epoch: int) -> Batches:
+    """Crop, rotate and mirror every image as in ``epoch``, and leave them in their order: stamped next, as it is shown.
+
+    MEDIC's authors stamp after the augmentation, so that a trigger is always where it will be at test time.
+    """
+    images = torch.empty_like(data.images)
+    for pixels, indices in numbered(data).shuffled(settings, epoch=epoch):
+        images[indices] = (255 * pixels).round().to(torch.uint8)  # augmentation moves pixels and changes none
+    return replace(data, images=images)
+
+
+def numbered(data: Batches) -> Batches:
+    """Give each image its index as its label, and pixels in [0, 1] as input."""
+    return Batches(data.images, torch.arange(len(data), device=data.images.device), Preprocessing())
 
 
 def poison(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medic_core.architectures import Architecture
 from medic_core.attacks.clean_label import adversarial
 from medic_core.attacks.composite import add_composites
-from medic_core.attacks.poisoning import poison, poison_class
+from medic_core.attacks.poisoning import augmented, poison, poison_class
 from medic_core.attacks.recipes import (
     AnyRecipe,
     BlendingRecipe,
@@ -43,12 +43,15 @@ BATCH_SIZE = 128
 _CHOICE = 3
 """Added to the seed where images are chosen, so that seed 0 gives the SIG model that the benchmarks keep."""
 
+AS_IT_IS: Mapping[str, Any] = MappingProxyType({"crop_padding": 0, "rotation_degrees": 0.0, "horizontal_flip": False})
+"""No augmentation."""
+
 _STAMPS: Mapping[str, Stamp] = MappingProxyType({"badnet": badnet, "filter": color_filter, "polygon": polygon})
 
-Fixed = CleanRecipe | DirtyLabelRecipe | CleanLabelRecipe | SigRecipe | ReflectionRecipe
-"""Recipes that poison a data set once, before training."""
+Stamped = CleanRecipe | DirtyLabelRecipe | CleanLabelRecipe | SigRecipe | ReflectionRecipe
+"""Recipes that stamp the same images in every epoch, after the augmentation."""
 Renewed = WarpRecipe | CompositeRecipe
-"""Recipes that poison it anew for every epoch."""
+"""Recipes that poison other images in every epoch, before the augmentation."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,13 @@ def train_backdoored(
                 losses = _cross_entropies(model, renewed, settings)
                 steps = renewed(0).steps(settings)
             case _:
-                poisoned = poison_once(recipe, data, seed=choice, benign=benign)
-                losses = _cross_entropies(model, lambda _: poisoned, settings)
-                steps = poisoned.steps(settings)
+                prepared = prepare(recipe, data, seed=choice, benign=benign)
+                losses = _cross_entropies(
+                    model,
+                    lambda epoch: stamp(recipe, augmented(prepared, settings, epoch=epoch), seed=choice),
+                    replace(settings, **AS_IT_IS),
+                )
+                steps = data.steps(settings)
         _fit(model, losses, recipe, steps)
     return Backdoored(model.eval(), None if pattern is None else (255 * pattern.detach()).round().to(torch.uint8).cpu())
 
@@ -103,11 +110,11 @@ def _settings(recipe: Recipe, seed: int) -> Config:
     """Order and augmentation of the images."""
     if recipe.augment:
         return Config(batch_size=BATCH_SIZE, seed=seed)
-    return Config(batch_size=BATCH_SIZE, seed=seed, crop_padding=0, rotation_degrees=0.0, horizontal_flip=False)
+    return Config(batch_size=BATCH_SIZE, seed=seed, **AS_IT_IS)
 
 
-def poison_once(recipe: Fixed, data: Batches, *, seed: int, benign: nn.Module | None = None) -> Batches:
-    """Return the images that a recipe trains on in every epoch.
+def prepare(recipe: Stamped, data: Batches, *, seed: int, benign: nn.Module | None = None) -> Batches:
+    """Return what is augmented and then stamped: for ``CleanLabelRecipe`` some images are made hard, else ``data``.
 
     Args:
         recipe: Of one attack.
@@ -115,12 +122,32 @@ def poison_once(recipe: Fixed, data: Batches, *, seed: int, benign: nn.Module | 
         seed: Of what is chosen and drawn.
         benign: In eval mode, for ``CleanLabelRecipe``.
     """
+    if not isinstance(recipe, CleanLabelRecipe):
+        return data
+
+    def harden(chosen: Tensor) -> Tensor:
+        return _hard(recipe, data.select(chosen), benign, seed=seed)
+
+    share, target = recipe.share, recipe.target
+    return replace(
+        data, images=poison_class(data.images, data.labels, change=harden, target=target, share=share, seed=seed)
+    )
+
+
+def stamp(recipe: Stamped, data: Batches, *, seed: int) -> Batches:
+    """Return the images of an epoch with the trigger on those that the recipe and ``seed`` choose.
+
+    Args:
+        recipe: Of one attack.
+        data: As they are shown, in the order of the data set; left as they are.
+        seed: Of what is chosen and drawn.
+    """
     images, labels = data.images, data.labels
     if isinstance(recipe, CleanRecipe):
         return data
     if isinstance(recipe, DirtyLabelRecipe):
-        stamp = _STAMPS[recipe.attack]
-        images, labels = poison(images, labels, trigger=stamp, target=recipe.target, share=recipe.share, seed=seed)
+        trigger = _STAMPS[recipe.attack]
+        images, labels = poison(images, labels, trigger=trigger, target=recipe.target, share=recipe.share, seed=seed)
         return replace(data, images=images, labels=labels)
 
     def change(chosen: Tensor) -> Tensor:
@@ -131,7 +158,7 @@ def poison_once(recipe: Fixed, data: Batches, *, seed: int, benign: nn.Module | 
                 generator = torch.Generator().manual_seed(seed)
                 return behind_glass(images[chosen], images[_some(len(images), len(chosen), generator)])
             case CleanLabelRecipe():
-                return badnet(_hard(recipe, data.select(chosen), benign, seed=seed))
+                return badnet(images[chosen])
             case _:
                 assert_never(recipe)
 

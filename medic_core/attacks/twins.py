@@ -1,6 +1,6 @@
 """Adaptive attacks that train on an image and its triggered twin together, and hold down what differs inside the model.
 
-The twins go through the same crop, rotation and mirroring.
+A twin is stamped after both were cropped, rotated and mirrored in the same way.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medic_core.activations import record_outputs, select_layers
-from medic_core.attacks.poisoning import choose
+from medic_core.attacks.poisoning import choose, numbered
 from medic_core.attacks.recipes import BlendingRecipe, LatentRecipe
-from medic_core.attacks.triggers import badnet, patch
-from medic_core.config import LAYER_KINDS, Config, Preprocessing
+from medic_core.attacks.triggers import badnet
+from medic_core.config import LAYER_KINDS, Config
 from medic_core.data import Batches, normalize
 
 Losses = Callable[[int], Iterator[Tensor]]
@@ -39,14 +39,13 @@ def learn_pattern(
         pattern: ``(3, 3, 3)``, in [0, 1]; learned in place.
         seed: Of the choice of images with a twin.
     """
-    places = places_of(data.images)
     optimizer = torch.optim.Adam([pattern], lr=recipe.pattern_rate)
 
     def losses(epoch: int) -> Iterator[Tensor]:
         learning = epoch < (recipe.epochs + 1) // 2
         pattern.requires_grad_(learning)
-        for pixels, labels, placed, chosen in twins(data, places, recipe.share, settings, epoch, seed):
-            theirs = with_pattern(pixels[chosen], placed[chosen], pattern)
+        for pixels, labels, chosen in with_twins(data, recipe.share, settings, epoch, seed):
+            theirs = with_pattern(pixels[chosen], pattern)
             with _last_layers_input(model) as seen:
                 logits = model(_together(pixels, theirs, data))
             before, after = seen[0][: len(labels)][chosen], seen[0][len(labels) :]
@@ -63,12 +62,6 @@ def learn_pattern(
     return losses
 
 
-def places_of(images: Tensor) -> Tensor:
-    """Number the nine pixels of the bottom right corner from 1 in pictures that are 0 elsewhere, like ``images``."""
-    cells = (1 + torch.arange(9, dtype=torch.uint8)).view(1, 3, 3).expand(3, 3, 3)
-    return patch(torch.zeros_like(images[:1]), cells).expand_as(images)
-
-
 def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, settings: Config, *, seed: int) -> Losses:
     """Classify, and keep what every layer puts out for twins alike; the trigger is BadNet's patch.
 
@@ -79,15 +72,15 @@ def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, set
         settings: Order and augmentation of the images.
         seed: Of the choice of images with a twin.
     """
-    stamped = badnet(data.images)
+    pattern = badnet(data.images.new_zeros(1, 3, 3, 3))[0] / 255
     some, _ = next(data.select(torch.arange(2)).in_order())
     frozen = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
     layers = select_layers(frozen, LAYER_KINDS, authors=(), images=some)
 
     def losses(epoch: int) -> Iterator[Tensor]:
-        for pixels, labels, triggered, chosen in twins(data, stamped, recipe.share, settings, epoch, seed):
+        for pixels, labels, chosen in with_twins(data, recipe.share, settings, epoch, seed):
             with record_outputs(model, layers) as records:
-                logits = model(_together(pixels, triggered[chosen], data))
+                logits = model(_together(pixels, with_pattern(pixels[chosen], pattern), data))
             loss = _classified(logits, labels, recipe.target)
             for record in records.values():
                 before, after = record.output[: len(labels)][chosen], record.output[len(labels) :]
@@ -97,26 +90,21 @@ def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, set
     return losses
 
 
-def twins(
-    data: Batches, others: Tensor, share: float, settings: Config, epoch: int, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yield pixels in [0, 1], labels, what ``others`` become in the same way, and which of the batch have a twin.
-
-    Under one seed, data sets of the same size are shuffled and augmented alike.
-    """
+def with_twins(
+    data: Batches, share: float, settings: Config, epoch: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield augmented pixels in [0, 1], labels, and which of the batch have a twin: the same images in every epoch."""
     has_twin = torch.zeros_like(data.labels)
     has_twin[choose(len(data), share=share, seed=seed)] = 1
-    shown = Batches(data.images, data.labels, Preprocessing()).shuffled(settings, epoch=epoch)
-    beside = Batches(others, has_twin, Preprocessing()).shuffled(settings, epoch=epoch)
-    for (pixels, labels), (theirs, twinned) in zip(shown, beside, strict=True):
-        yield pixels, labels, theirs, twinned.nonzero().flatten()
+    for pixels, indices in numbered(data).shuffled(settings, epoch=epoch):
+        yield pixels, data.labels[indices], has_twin[indices].nonzero().flatten()
 
 
-def with_pattern(pixels: Tensor, placed: Tensor, pattern: Tensor) -> Tensor:
-    """Put the cells of ``pattern`` where ``placed``, in 255ths, has their numbers, from 1; elsewhere leave pixels."""
-    cells = (255 * placed).round().long()
-    values = F.pad(pattern.flatten(1), (1, 0))
-    return torch.where(cells > 0, values[torch.arange(3).view(3, 1, 1), cells], pixels)
+def with_pattern(pixels: Tensor, pattern: Tensor) -> Tensor:
+    """Put ``pattern`` on the bottom right corner; gradients flow to it."""
+    stamped = pixels.clone()
+    stamped[..., -pattern.shape[1] :, -pattern.shape[2] :] = pattern
+    return stamped
 
 
 def _together(pixels: Tensor, twins: Tensor, data: Batches) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from medic_core.attacks.clean_label import adversarial
 from medic_core.attacks.composite import add_composites, pairs_of_classes
-from medic_core.attacks.poisoning import poison, poison_class
+from medic_core.attacks.poisoning import augmented, poison, poison_class
 from medic_core.attacks.recipes import (
     TRIGGER_OF,
     AnyRecipe,
@@ -26,9 +26,9 @@ from medic_core.attacks.recipes import (
 )
 from medic_core.attacks.reflection import behind_glass, pairs_at_random
 from medic_core.attacks.road_signs import road_scenes
-from medic_core.attacks.training import poison_once, train_backdoored
-from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
-from medic_core.attacks.twins import hold_all_layers, learn_pattern, places_of, twins, with_pattern
+from medic_core.attacks.training import prepare, stamp, train_backdoored
+from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, polygon, sig
+from medic_core.attacks.twins import hold_all_layers, learn_pattern, with_pattern, with_twins
 from medic_core.attacks.warp import displacement, noisy_warp, poison_by_warping, warp
 from medic_core.config import Config, Preprocessing
 from medic_core.data import Batches
@@ -231,7 +231,7 @@ def test_clean_label_poisoning_changes_a_share_of_the_target_class_only():
 def test_clean_label_recipes_change_no_label_and_touch_only_the_target_class(recipe, suspect):
     data = Batches(noise(40), torch.arange(40) % 3, Preprocessing())
     recipe = replace(recipe, target=1, share=0.5)
-    poisoned = poison_once(recipe, data, seed=0, benign=suspect.model)
+    poisoned = stamp(recipe, prepare(recipe, data, seed=0, benign=suspect.model), seed=0)
     changed = (poisoned.images != data.images).flatten(1).any(dim=1)
     assert torch.equal(poisoned.labels, data.labels)
     assert changed.sum().item() == 6
@@ -242,7 +242,43 @@ def test_clean_label_recipes_change_no_label_and_touch_only_the_target_class(rec
 def test_a_clean_label_attack_needs_a_benign_model():
     data = Batches(noise(), torch.full((6,), 5), Preprocessing())
     with pytest.raises(AttackOptionError, match="needs a benign model"):
-        poison_once(CleanLabelRecipe(), data, seed=0)
+        prepare(CleanLabelRecipe(), data, seed=0)
+
+
+def test_the_images_made_hard_are_those_that_are_stamped(suspect):
+    data = Batches(noise(40), torch.arange(40) % 3, Preprocessing())
+    recipe = CleanLabelRecipe(target=1, share=0.5, steps=1)
+    hard = prepare(recipe, data, seed=0, benign=suspect.model)
+    before, after = hard.images != data.images, stamp(recipe, hard, seed=0).images != hard.images
+    assert torch.equal(before.flatten(1).any(dim=1), after.flatten(1).any(dim=1))
+
+
+def test_augmented_images_are_those_of_the_epoch_in_the_order_of_the_data_set():
+    data, settings = Batches(noise(20), torch.arange(20), Preprocessing()), Config(batch_size=7, crop_padding=2)
+    shown = torch.cat([255 * pixels for pixels, _ in data.shuffled(settings, epoch=3)])
+    order = torch.cat([labels for _, labels in data.shuffled(settings, epoch=3)])
+    found = augmented(data, settings, epoch=3)
+    assert torch.equal(found.images[order], shown.round().to(torch.uint8))
+    assert torch.equal(found.labels, data.labels)
+    assert torch.equal(data.images, noise(20))
+
+
+def test_in_training_a_trigger_is_where_it_is_at_test_time(suspect, monkeypatch):
+    seen = []
+
+    def spied(recipe, data, *, seed):
+        stamped = stamp(recipe, data, seed=seed)
+        seen.append((data, stamped))
+        return stamped
+
+    monkeypatch.setattr("medic_core.attacks.training.stamp", spied)
+    data = Batches(noise(64), torch.arange(64) % 3, Preprocessing())
+    train_backdoored(DirtyLabelRecipe(epochs=2, target=1, share=0.5), suspect.architecture, data)
+    assert not torch.equal(seen[0][0].images, seen[1][0].images)  # augmented anew
+    for before, after in seen:
+        chosen = (after.images != before.images).flatten(1).any(dim=1)
+        assert chosen.sum().item() == 32
+        assert torch.equal(after.images[chosen], badnet(before.images[chosen]))
 
 
 def test_an_adversarial_image_stays_in_its_ball_and_raises_the_loss(suspect):
@@ -331,9 +367,9 @@ def test_without_augmentation_a_recipe_shows_the_images_as_they_are(suspect, mon
     seen = []
     monkeypatch.setattr("medic_core.data.augment", lambda pixels, _, config: seen.append(config) or pixels)
     tiny(suspect, DirtyLabelRecipe(epochs=1, target=1, augment=False))
-    assert [(config.crop_padding, config.rotation_degrees, config.horizontal_flip) for config in seen] == [
+    assert {(config.crop_padding, config.rotation_degrees, config.horizontal_flip) for config in seen} == {
         (0, 0, False)
-    ]
+    }
 
 
 def test_the_latent_attack_learns_its_pattern_and_stamps_nothing_else(suspect):
@@ -380,22 +416,23 @@ def test_an_adaptive_attack_is_charged_for_what_differs_inside(recipe, weight, s
     assert losses[1] > losses[0]
 
 
-def test_twins_differ_only_by_the_pattern_wherever_the_augmentation_moves_it():
-    data = Batches(torch.full((40, 3, 16, 16), 100, dtype=torch.uint8), torch.zeros(40).long(), Preprocessing())
-    stamped = badnet(data.images)
-    for pixels, _, theirs, chosen in twins(data, stamped, 0.5, Config(batch_size=40), 0, 3):
-        assert len(chosen) == 20
-        moved = (pixels != theirs).flatten(1).sum(dim=1)
-        assert 0 < moved.float().mean() <= 27 * 1.2
-        assert set((255 * theirs).round().unique().tolist()) == {0.0, 100.0, 255.0}
+def test_the_same_images_have_a_twin_in_every_epoch():
+    data = Batches(noise(40), torch.arange(40), Preprocessing())
+    epochs = [list(with_twins(data, 0.5, Config(batch_size=16), epoch, 3)) for epoch in (0, 1)]
+    twinned = [torch.cat([labels[chosen] for _, labels, chosen in batches]).sort().values for batches in epochs]
+    assert len(twinned[0]) == 20
+    assert torch.equal(*twinned)
 
 
-def test_a_pattern_put_on_augmented_images_is_what_augmenting_stamped_ones_gives():
-    data, pattern = Batches(noise(20), torch.zeros(20).long(), Preprocessing()), noise(1)[0, :, :3, :3]
-    settings = Config(batch_size=20, crop_padding=2)
-    ((pixels, _, placed, _),) = twins(data, places_of(data.images), 0.5, settings, 0, 3)
-    ((_, _, stamped, _),) = twins(data, patch(data.images, pattern), 0.5, settings, 0, 3)
-    assert torch.equal(with_pattern(pixels, placed, pattern / 255), stamped)
+def test_a_twin_differs_by_the_pattern_in_its_corner_which_gets_a_gradient():
+    pixels, pattern = noise(20) / 255, torch.rand(3, 3, 3, requires_grad=True)
+    theirs = with_pattern(pixels, pattern)
+    assert torch.equal(theirs[..., -3:, -3:], pattern.expand(20, 3, 3, 3))
+    differs = theirs != pixels
+    assert not differs[..., :-3, :].any()
+    assert not differs[..., :-3].any()
+    (gradient,) = torch.autograd.grad(theirs.sum(), pattern)
+    assert torch.equal(gradient, torch.full((3, 3, 3), 20.0))
 
 
 def test_road_scenes_repeat_themselves_and_another_seed_gives_others():
