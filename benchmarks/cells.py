@@ -76,11 +76,11 @@ class Cell:
 
 def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
     """Repair, and measure what came of it on ``shown``, in percent."""
-    before, began = suspect(cell.suspect), time.perf_counter()
+    before, began = suspect(cell.suspect), time.process_time()
     repaired, epochs = before.model, Epochs()
     if cell.settings != UNTOUCHED:
         repaired = remove_backdoor(before, cell.clean(), cell.config(), progress=epochs.hear)
-    seconds = time.perf_counter() - began
+    seconds = (time.process_time() - began) / torch.get_num_threads()  # of the processor: the machine may be busy
     attacked = triggered(cell.suspect, shown)
     target = target_of(cell.suspect)
     figures, was = (figures_of(model, shown, attacked, target=target) for model in (repaired, before.model))

@@ -85,10 +85,9 @@ PAPER_EPOCHS: Mapping[str, int] = MappingProxyType(
 def costs(rows: Sequence[Row]) -> list[dict[str, str | float | None]]:
     """Say for each method how many epochs a repair takes, the paper's, and its median seconds over all cells.
 
-    Seconds are comparable with each other as far as the machine was equally busy; ``times_medic`` is their ratio to
-    those of preset ``default``.
+    Seconds are the processor's; ``times_medic`` is their ratio to those of preset ``default``.
     """
-    measured = [row for row in rows if row.figures and row.method != "none"]
+    measured = [row for row in rows if "seconds" in row.figures and row.method != "none"]
     seconds = {
         method: median(row.figures["seconds"] for row in measured if row.method == method)
         for method in dict.fromkeys(row.method for row in measured)

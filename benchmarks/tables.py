@@ -171,7 +171,7 @@ def rows_of(table: Table, sheet: Sheet, profile: Profile, seeds: Sequence[int]) 
 
 
 def _figures(row: Mapping[str, str] | None) -> Mapping[str, float]:
-    return {short: float(row[name]) for short, name in FIGURES.items()} if row else {}
+    return {short: float(row[name]) for short, name in FIGURES.items() if row[name]} if row else {}
 
 
 def write(name: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
