@@ -85,7 +85,7 @@ class _PilImages(Dataset[tuple[Tensor, int]]):
 
 
 def transcription_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
-    """One step of the slow transcription; of the corruption it uses ours, which costs next to nothing."""
+    """One step of the slow transcription; what the clone is shown is ours, which costs next to nothing."""
     cloning = prepare_cloning(given, data, config)
     spread = {name: Spread(each.mean, each.std) for name, each in cloning.statistics.items()}
     teacher, clone = (model.to(memory_format=torch.contiguous_format) for model in (given.frozen(), cloning.clone))
@@ -95,7 +95,8 @@ def transcription_step(given: Suspect, data: Batches, config: MedicConfig) -> St
 
     def parts() -> Iterator[Part]:
         inputs, labels = next(batches)
-        classification, cloned = losses(teacher, clone, inputs, cloning.corrupted(inputs), labels, spread, config)
+        seen, foreign = cloning.shown_to_clone(inputs)
+        classification, cloned = losses(teacher, clone, inputs, seen, labels, spread, config, foreign)
         loss = classification + config.cloning_weight * cloned
         yield Part({"loss": loss}, [loss], [None])
 

@@ -137,6 +137,21 @@ class _RectifiedWatch(TorchFunctionMode):
         return result
 
 
+def is_map(output: torch.Size, images: torch.Size) -> bool:
+    """Whether an output is a picture of the image: ``(b, channels, rows, columns)``, more than one position.
+
+    Both axes have shrunk alike, which they have not where channels come last.
+
+    Args:
+        output: Shape of the output.
+        images: Shape of what the model was given.
+    """
+    if len(output) != 4 or output[2] * output[3] == 1:
+        return False
+    shrunk = [after / before for after, before in zip(output[2:], images[2:], strict=True)]
+    return max(shrunk) <= 1 and max(shrunk) - min(shrunk) <= 1 / min(images[2:])
+
+
 def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[str], images: Tensor) -> Layers:
     """Resolve kinds and names to the layers of ``model``, in the order of its modules.
 

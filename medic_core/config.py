@@ -180,6 +180,10 @@ class CloningConfig(Config):
             its own ``output``. The activation term is always of the output.
         corruption: Share of the images that the clone sees with rectangles of noise and waves on them; the suspect sees
             them without. So the clone is taught not to listen to patterns that clean images lack.
+        corruption_range: ``narrow``: waves are smooth and of up to 8 periods along each axis; ``wide``: of any pace and
+            with edges too, and images are warped as well.
+        mixing: Share of the images of which the clone sees a part of another instead, and is compared there with what
+            the suspect says of that other. So it is taught to hear no more in two things than in each.
     """
 
     preset: Literal["default", "authors", "paper"] = "default"
@@ -192,6 +196,8 @@ class CloningConfig(Config):
     normalize_importance: bool = True
     compare: Literal["after_relu", "output"] = "after_relu"
     corruption: Annotated[float, Interval(ge=0, le=1)] = 0.5
+    corruption_range: Literal["narrow", "wide"] = "narrow"
+    mixing: Annotated[float, Interval(ge=0, le=1)] = 0.0
 
     def __post_init__(self) -> None:
         """Refuse an empty choice of layers beside what every config refuses."""
@@ -468,6 +474,7 @@ _AUTHORS: Mapping[str, Any] = MappingProxyType(
         "normalize_importance": False,
         "compare": "after_relu",
         "corruption": 0.0,
+        "mixing": 0.0,
     }
 )
 

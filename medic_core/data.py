@@ -75,12 +75,17 @@ class Batches:
 
 
 def cut_evenly(count: int, size: int) -> list[int]:
-    """Cut a batch into parts of at most ``size`` images, as even as can be; return how many are in each.
+    """Cut a batch into parts of at most ``size`` images, as even as pairs can be; return how many are in each.
 
-    No part has a single image where there are more, so of an odd number one part is of three when ``size`` is 2.
+    Neighbours, see ``neighbours``, stay together: all parts but the last have an even number of images, and of an odd
+    number one part is of three when ``size`` is 2 or 3.
     """
-    parts = max(1, min(math.ceil(count / size), count // 2))
-    return [count // parts + (number < count % parts) for number in range(parts)]
+    if count <= size:
+        return [count]
+    pairs = max(1, count // 2)
+    parts = min(math.ceil(count / (size - size % 2)), pairs)
+    sizes = [2 * (pairs // parts + (number < pairs % parts)) for number in range(parts)]
+    return [*sizes[:-1], count - sum(sizes[:-1])]
 
 
 def cut(count: int, size: int) -> list[int]:
@@ -155,21 +160,29 @@ def _rotate(pixels: Tensor, angles: Tensor) -> Tensor:
     return F.grid_sample(pixels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
-def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tensor:
-    """Put on some images what no clean image has: noise on rectangles, and waves; from the device's random state.
+def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing, *, wide: bool = False) -> Tensor:
+    """Do to some images what no clean image shows; from the device's random state.
 
-    A corrupted image gets each of two rectangles with probability ¾, and a wave with the same. Sides of a rectangle go
-    from 2 pixels to a quarter of the image's; their noise is independent by pixel, and in one image in colour or grey,
-    of any value or black and white. A wave is a sine over the whole image of up to 8 periods along each axis, added to
-    all colours, with an amplitude of up to a fifth of the value range.
+    A corrupted image gets each of two rectangles of noise with probability ¾, a wave with the same, and if ``wide`` is
+    warped with the same:
+
+    - Sides of a rectangle go from 2 pixels to a quarter of the image's; its noise is independent by pixel, and in one
+      image in colour or grey, of any value or black and white.
+    - A wave over the whole image is added to all colours, with an amplitude of up to a fifth of the value range. It is
+      a sine of up to 8 periods along each axis; if ``wide``, a sine or its sign in any direction, of one period on the
+      longer side to one in two pixels.
+    - A warp moves pixels along a smooth field, by up to two pixels.
 
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
         share: Chance of an image to be corrupted.
         preprocessing: Which rectangles and waves go through as well.
+        wide: Whether images are warped too, and waves of any pace and shape.
     """
     corrupted = _chosen(inputs, share)
-    waved = _add_wave(inputs, _wave(inputs) * (corrupted & _chosen(inputs, 0.75)), preprocessing)
+    warped = _warp(inputs, _chosen(inputs, 0.75) & corrupted) if wide else inputs
+    wave = _any_wave(inputs) if wide else _smooth_wave(inputs)
+    waved = _add_wave(warped, wave * (corrupted & _chosen(inputs, 0.75)), preprocessing)
     inside = _rectangles(inputs, 0.75) | _rectangles(inputs, 0.75)
     return torch.where(corrupted & inside, normalize(_noise(inputs), preprocessing), waved)
 
@@ -180,13 +193,38 @@ def _chosen(images: Tensor, share: float) -> Tensor:
     return chosen
 
 
-def _wave(like: Tensor) -> Tensor:
+def _warp(inputs: Tensor, chosen: Tensor) -> Tensor:
+    """Move the pixels of some images along fields that bend over a quarter of the image, the border repeated."""
+    height, width = inputs.shape[2:]
+    points = torch.rand(len(inputs), 2, 4, 4, device=inputs.device) * 2 - 1
+    strength = 2 * torch.rand(len(inputs), 1, 1, 1, device=inputs.device) * chosen
+    field = F.interpolate(strength * points, size=(height, width), mode="bicubic", align_corners=True)
+    rows, columns = (torch.linspace(-1, 1, side, device=inputs.device) for side in (height, width))
+    across = columns + field[:, 0] * (2 / (width - 1))
+    down = rows[:, None] + field[:, 1] * (2 / (height - 1))
+    grid = torch.stack([across, down], dim=-1).to(inputs.dtype)
+    return torch.where(chosen, F.grid_sample(inputs, grid, padding_mode="border", align_corners=True), inputs)
+
+
+def _smooth_wave(like: Tensor) -> Tensor:
     """A sine for each image, ``(b, 1, height, width)``, its amplitude in [0, 0.2)."""
     down, across, phase, amplitude = torch.rand(4, len(like), 1, 1, 1, device=like.device)
     rows, columns = (torch.arange(side, device=like.device) / side for side in like.shape[2:])
     turns = 8 * (2 * down - 1) * rows.view(-1, 1) + 8 * (2 * across - 1) * columns + phase
     wave: Tensor = 0.2 * amplitude * torch.sin(2 * math.pi * turns)
     return wave
+
+
+def _any_wave(like: Tensor) -> Tensor:
+    """A sine or its sign for each image, ``(b, 1, height, width)``, its amplitude in [0, 0.2)."""
+    pace, angle, phase, amplitude, shape = torch.rand(5, len(like), 1, 1, 1, device=like.device)
+    rows, columns = (torch.arange(side, device=like.device) for side in like.shape[2:])
+    turns = 0.5 * (2 / max(like.shape[2:])) ** pace  # of each pixel: even on the scale of logarithms
+    along = torch.sin(2 * math.pi * angle) * rows.view(-1, 1) + torch.cos(2 * math.pi * angle) * columns
+    wave = torch.sin(2 * math.pi * (turns * along + phase))
+    wave = torch.where(shape < 0.5, wave.sign(), wave)
+    scaled: Tensor = 0.2 * amplitude * wave
+    return scaled
 
 
 def _add_wave(inputs: Tensor, wave: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -219,6 +257,36 @@ def _rectangles(images: Tensor, share: float) -> Tensor:
         spans.append((first <= place) & (place < first + side))
     inside: Tensor = spans[0][:, None, :, None] & spans[1][:, None, None, :]
     return inside & _chosen(images, share)
+
+
+def foreign_parts(inputs: Tensor, share: float) -> Tensor:
+    """Choose where some images will show their neighbour; from the device's random state.
+
+    A part is a band from one edge, along either axis, or a box anywhere; a quarter to three quarters of each side that
+    it does not span.
+
+    Args:
+        inputs: ``(b, 3, height, width)``.
+        share: Chance of an image to get a part of another.
+
+    Returns:
+        ``(b, 1, height, width)``, true where the neighbour is shown.
+    """
+    kind = torch.randint(3, (len(inputs), 1), device=inputs.device)  # a band of rows, a band of columns, or a box
+    spans = []
+    for axis, length in enumerate(inputs.shape[2:]):
+        side, start = torch.rand(2, len(inputs), 1, device=inputs.device)
+        side = 0.25 + 0.5 * side
+        first = (1 - side) * torch.where(kind == axis, start.round(), start)
+        place = (torch.arange(length, device=inputs.device) + 0.5) / length
+        spans.append((first <= place) & (place < first + side) | (kind == 1 - axis))
+    inside: Tensor = spans[0][:, None, :, None] & spans[1][:, None, None, :]
+    return inside & _chosen(inputs, share)
+
+
+def neighbours(count: int, device: torch.device) -> Tensor:
+    """Return the index of each image's neighbour in a batch: of the pair that it is in; a last one alone is its own."""
+    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
 
 
 def stratified_holdout(labels: Tensor, *, share: float, seed: int) -> tuple[Tensor, Tensor]:

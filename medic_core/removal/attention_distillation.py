@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medic_core.activations import KINDS, Call, Layers, Recorded, calls_of, record_outputs, select_layers
+from medic_core.activations import KINDS, Call, Layers, Recorded, calls_of, is_map, record_outputs, select_layers
 from medic_core.config import AttentionDistillationConfig
 from medic_core.data import Batches
 from medic_core.errors import UnsupportedArchitectureError
@@ -137,9 +137,7 @@ def stage_ends(model: nn.Module, images: Tensor) -> list[str]:
 
 
 def _is_map(call: Call, images: Tensor) -> bool:
-    """Whether a convolution is in the module, and its output is an image of more than one position."""
-    if call.output is None or call.output.dim() != 4 or call.output.shape[2:].numel() == 1:
+    """Whether a convolution is in the module, and its output is a map."""
+    if call.output is None or not is_map(call.output.shape, images.shape):
         return False
-    shrunk = [after / before for after, before in zip(call.output.shape[2:], images.shape[2:], strict=True)]
-    alike = max(shrunk) <= 1 and max(shrunk) - min(shrunk) <= 1 / min(images.shape[2:])  # else the channels come last
-    return alike and any(isinstance(module, KINDS["convolution"]) for module in call.module.modules())
+    return any(isinstance(module, KINDS["convolution"]) for module in call.module.modules())

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medic_core.activations import Layers, Recorded, Statistics, layer_statistics, record_outputs, select_layers
+from medic_core.activations import Layers, Recorded, Statistics, is_map, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
-from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut_evenly
+from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut_evenly, foreign_parts, neighbours
 from medic_core.folding import fold_normalizations
 from medic_core.importance import cloning_loss, layer_importance
 from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
@@ -60,17 +60,25 @@ class Cloning:
 
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[Part]:
         """Yield the losses of a batch, one micro-batch at a time (Algorithm 1, lines 5 to 7)."""
+        seen, foreign = self.shown_to_clone(images)
         sizes = cut_evenly(len(labels), self.config.micro_batch_size or len(labels))
-        split = (torch.split(whole, sizes) for whole in (images, self.corrupted(images), labels))
-        for shown, corrupted, known in zip(*split, strict=True):
-            yield self._part(shown, corrupted, known, batch=len(labels))
+        split = [torch.split(whole, sizes) for whole in (images, seen, labels)]
+        parts = torch.split(foreign, sizes) if foreign is not None else [None] * len(sizes)
+        for shown, changed, known, part in zip(*split, parts, strict=True):
+            yield self._part(shown, changed, known, part, batch=len(labels))
 
-    def corrupted(self, images: Tensor) -> Tensor:
-        """Return the images as the clone sees them."""
-        share = self.config.corruption
-        return corrupt(images, share, self.preprocessing) if share else images
+    def shown_to_clone(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the images as the clone sees them, and where they show their neighbour; None: nowhere."""
+        config, foreign = self.config, None
+        if config.corruption:
+            wide = config.corruption_range == "wide"
+            images = corrupt(images, config.corruption, self.preprocessing, wide=wide)
+        if config.mixing:
+            foreign = foreign_parts(images, config.mixing)
+            images = torch.where(foreign, images[neighbours(len(images), images.device)], images)
+        return images, foreign
 
-    def _part(self, images: Tensor, seen: Tensor, labels: Tensor, *, batch: int) -> Part:
+    def _part(self, images: Tensor, seen: Tensor, labels: Tensor, foreign: Tensor | None, *, batch: int) -> Part:
         """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``, the clone to ``seen``."""
         config, names = self.config, self.layers.names
         lessons = self._ask_teacher(images, labels, batch=batch)
@@ -79,8 +87,10 @@ class Cloning:
         else:
             mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
         forget = config.compare == "after_relu"
+        if foreign is not None:
+            lessons = [mixed_lesson(lesson, foreign) for lesson in lessons]
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
-            classification = F.cross_entropy(self.clone(seen), labels, reduction="sum") / batch
+            classification = mixed_cross_entropy(self.clone(seen), labels, foreign) / batch
         cloned = [_compared(records.pop(name), config) for name in names]
         losses = [
             cloning_loss(
@@ -139,6 +149,38 @@ class Lesson:
 
     taught: Tensor
     importance: Tensor
+
+
+def mixed_lesson(lesson: Lesson, foreign: Tensor) -> Lesson:
+    """Return what the suspect says of images that show their neighbour in part: there it is what it says of that one.
+
+    A position of a map belongs to the image of which most of it is. A layer that is no map of the image, or of one
+    position only, teaches nothing of a mixed image.
+
+    Args:
+        lesson: Of the images as they are.
+        foreign: ``(b, 1, height, width)``, true where the neighbour is shown.
+    """
+    taught, importance = lesson.taught, lesson.importance
+    if not is_map(taught.shape, foreign.shape):
+        mixed = foreign.flatten(1).any(dim=1).view(-1, *[1] * (importance.dim() - 1))
+        return Lesson(taught, importance.masked_fill(mixed, 0))
+    rows, columns = taught.shape[2:]
+    inside = F.adaptive_avg_pool2d(foreign.to(taught.dtype), (rows, columns)) > 0.5
+    other = neighbours(len(taught), taught.device)
+    return Lesson(torch.where(inside, taught[other], taught), torch.where(inside, importance[other], importance))
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, foreign: Tensor | None) -> Tensor:
+    """Sum the cross-entropy over images, of both labels by area where a part shows the neighbour."""
+    if foreign is None:
+        return F.cross_entropy(logits, labels, reduction="sum")
+    area = foreign.to(logits.dtype).mean(dim=(1, 2, 3))
+    own, other = (
+        F.cross_entropy(logits, each, reduction="none")
+        for each in (labels, labels[neighbours(len(labels), labels.device)])
+    )
+    return (torch.lerp(own, other, area)).sum()
 
 
 def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from benchmarks.transcription import losses, spreads
+from benchmarks.transcription import losses, mixed, spreads
 from medic_core.architectures import Architecture, find_architecture
 from medic_core.config import LAYER_KINDS, PRESETS, MedicConfig, Preprocessing, expand_preset
-from medic_core.data import STATISTICS_EPOCH, Batches, corrupt
+from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, foreign_parts
 from medic_core.removal import Progress, Suspect, remove_backdoor
 from medic_core.removal.optimizers import rate_share
 from medic_core.removal.training import seeded
@@ -49,6 +49,8 @@ OPTIONS = st.fixed_dictionaries(
         "normalize_importance": st.booleans(),
         "compare": st.sampled_from(["after_relu", "output"]),
         "corruption": st.sampled_from([0.0, 0.7]),
+        "corruption_range": st.sampled_from(["narrow", "wide"]),
+        "mixing": st.sampled_from([0.0, 0.7]),
         "schedule": st.sampled_from(["cosine", "linear"]),
         "batch_size": st.integers(3, 5),
     }
@@ -79,8 +81,12 @@ def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[
         torch.manual_seed(config.seed * 1_000_003)
         moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in clone.parameters()]
         for step, (images, labels) in enumerate(clean.shuffled(config, epoch=0)):
-            seen = corrupt(images, config.corruption, clean.preprocessing) if config.corruption else images
-            classification, cloning = losses(suspect.model, clone, images, seen, labels, spread, config)
+            wide = config.corruption_range == "wide"
+            seen = corrupt(images, config.corruption, clean.preprocessing, wide=wide) if config.corruption else images
+            foreign = foreign_parts(seen, config.mixing) if config.mixing else None
+            if foreign is not None:
+                seen = mixed(seen, foreign)
+            classification, cloning = losses(suspect.model, clone, images, seen, labels, spread, config, foreign)
             clone.zero_grad()
             (classification + config.cloning_weight * cloning).backward()
             rate = config.learning_rate * rate_share(config.schedule, step, steps=clean.steps(config), epochs=1)
