@@ -75,10 +75,19 @@ class Batches:
 
 
 def cut_evenly(count: int, size: int) -> list[int]:
-    """Cut a batch into parts of at most ``size`` images, as even as pairs can be; return how many are in each.
+    """Cut a batch into parts of at most ``size`` images, as even as can be; return how many are in each.
 
-    Neighbours, see ``neighbours``, stay together: all parts but the last have an even number of images, and of an odd
-    number one part is of three when ``size`` is 2 or 3.
+    No part has a single image where there are more, so of an odd number one part is of three when ``size`` is 2.
+    """
+    parts = max(1, min(math.ceil(count / size), count // 2))
+    return [count // parts + (number < count % parts) for number in range(parts)]
+
+
+def cut_in_pairs(count: int, size: int) -> list[int]:
+    """Cut as ``cut_evenly`` does, but so that neighbours, see ``neighbours``, stay together.
+
+    All parts but the last have an even number of images, and of an odd number one part is of three when ``size`` is 2
+    or 3.
     """
     if count <= size:
         return [count]

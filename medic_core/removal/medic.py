@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medic_core.activations import Layers, Recorded, Statistics, is_map, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
-from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut_evenly, foreign_parts, neighbours
+from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut_evenly, cut_in_pairs, foreign_parts, neighbours
 from medic_core.folding import fold_normalizations
 from medic_core.importance import cloning_loss, layer_importance
 from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
@@ -61,7 +61,8 @@ class Cloning:
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[Part]:
         """Yield the losses of a batch, one micro-batch at a time (Algorithm 1, lines 5 to 7)."""
         seen, foreign = self.shown_to_clone(images)
-        sizes = cut_evenly(len(labels), self.config.micro_batch_size or len(labels))
+        cut = cut_evenly if foreign is None else cut_in_pairs
+        sizes = cut(len(labels), self.config.micro_batch_size or len(labels))
         split = [torch.split(whole, sizes) for whole in (images, seen, labels)]
         parts = torch.split(foreign, sizes) if foreign is not None else [None] * len(sizes)
         for shown, changed, known, part in zip(*split, parts, strict=True):
