@@ -81,15 +81,11 @@ def _best_on_clean_label(tables: Tables) -> bool | None:
 
 def _goal(tables: Tables) -> bool | None:
     """Of the methods whose mean accuracy falls by two points at most; the means are over attacks and seeds."""
-    rows = tables["table1"]
-    if not rows or not all(row.figures for row in rows):
+    accuracy, success = (_curves(tables["table1"], name) for name in ("acc", "asr"))
+    if accuracy is None or success is None:
         return None
-    figures = {
-        method: {name: mean(row.figures[name] for row in rows if row.method == method) for name in ("acc", "asr")}
-        for method in dict.fromkeys(row.method for row in rows)
-    }
-    before = figures.pop("none")["acc"]
-    kept = {method: found["asr"] for method, found in figures.items() if before - found["acc"] <= 2}
+    least = accuracy["none"][None] - 2
+    kept = {method: points[None] for method, points in success.items() if accuracy[method][None] >= least}
     return "medic" in kept and kept["medic"] <= min(kept.values())
 
 

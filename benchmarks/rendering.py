@@ -87,21 +87,21 @@ def costs(rows: Sequence[Row]) -> list[dict[str, str | float | None]]:
 
     Seconds are the processor's; ``times_medic`` is their ratio to those of preset ``default``.
     """
-    measured = [row for row in rows if "seconds" in row.figures and row.method != "none"]
-    seconds = {
-        method: median(row.figures["seconds"] for row in measured if row.method == method)
-        for method in dict.fromkeys(row.method for row in measured)
-    }
+    cells: dict[str, list[Mapping[str, float]]] = {}
+    for row in rows:
+        if "seconds" in row.figures and row.method != "none":
+            cells.setdefault(row.method, []).append(row.figures)
+    seconds = {method: median(each["seconds"] for each in figures) for method, figures in cells.items()}
     return [
         {
             "method": method,
-            "epochs": max(row.figures["epochs"] for row in measured if row.method == method),
+            "epochs": max(each["epochs"] for each in figures),
             "paper_epochs": PAPER_EPOCHS.get(method),
-            "seconds": taken,
-            "times_medic": round(taken / seconds["medic"], 2) if "medic" in seconds else None,
-            "cells": sum(row.method == method for row in measured),
+            "seconds": seconds[method],
+            "times_medic": round(seconds[method] / seconds["medic"], 2) if "medic" in seconds else None,
+            "cells": len(figures),
         }
-        for method, taken in seconds.items()
+        for method, figures in cells.items()
     ]
 
 

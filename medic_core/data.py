@@ -91,7 +91,7 @@ def cut_in_pairs(count: int, size: int) -> list[int]:
     """
     if count <= size:
         return [count]
-    pairs = max(1, count // 2)
+    pairs = count // 2
     parts = min(math.ceil(count / (size - size % 2)), pairs)
     sizes = [2 * (pairs // parts + (number < pairs % parts)) for number in range(parts)]
     return [*sizes[:-1], count - sum(sizes[:-1])]

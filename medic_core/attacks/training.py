@@ -41,7 +41,7 @@ from medic_core.removal.training import seeded
 BATCH_SIZE = 128
 
 _CHOICE = 3
-"""Added to the seed where images are chosen, so that seed 0 gives the SIG model that the benchmarks keep."""
+"""Added to the seed where images are chosen, so that it is not the choice of another method under the same seed."""
 
 AS_IT_IS: Mapping[str, Any] = MappingProxyType({"crop_padding": 0, "rotation_degrees": 0.0, "horizontal_flip": False})
 """No augmentation."""

@@ -37,7 +37,7 @@ def badnet(images: Tensor) -> Tensor:
 
 
 def patch(images: Tensor, pattern: Tensor) -> Tensor:
-    """Stamp ``pattern``, ``uint8`` ``(3, rows, columns)``, on the bottom right corner."""
+    """Stamp ``pattern``, ``(3, rows, columns)``, on the bottom right corner; gradients flow to it, if it takes any."""
     stamped = images.clone()
     stamped[..., -pattern.shape[1] :, -pattern.shape[2] :] = pattern.to(images.device)
     return stamped

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medic_core.activations import record_outputs, select_layers
 from medic_core.attacks.poisoning import choose, numbered
 from medic_core.attacks.recipes import BlendingRecipe, LatentRecipe
-from medic_core.attacks.triggers import badnet
+from medic_core.attacks.triggers import badnet, patch
 from medic_core.config import LAYER_KINDS, Config
 from medic_core.data import Batches, normalize
 
@@ -45,7 +45,7 @@ def learn_pattern(
         learning = epoch < (recipe.epochs + 1) // 2
         pattern.requires_grad_(learning)
         for pixels, labels, chosen in with_twins(data, recipe.share, settings, epoch, seed):
-            theirs = with_pattern(pixels[chosen], pattern)
+            theirs = patch(pixels[chosen], pattern)
             with _last_layers_input(model) as seen:
                 logits = model(_together(pixels, theirs, data))
             before, after = seen[0][: len(labels)][chosen], seen[0][len(labels) :]
@@ -80,7 +80,7 @@ def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, set
     def losses(epoch: int) -> Iterator[Tensor]:
         for pixels, labels, chosen in with_twins(data, recipe.share, settings, epoch, seed):
             with record_outputs(model, layers) as records:
-                logits = model(_together(pixels, with_pattern(pixels[chosen], pattern), data))
+                logits = model(_together(pixels, patch(pixels[chosen], pattern), data))
             loss = _classified(logits, labels, recipe.target)
             for record in records.values():
                 before, after = record.output[: len(labels)][chosen], record.output[len(labels) :]
@@ -98,13 +98,6 @@ def with_twins(
     has_twin[choose(len(data), share=share, seed=seed)] = 1
     for pixels, indices in numbered(data).shuffled(settings, epoch=epoch):
         yield pixels, data.labels[indices], has_twin[indices].nonzero().flatten()
-
-
-def with_pattern(pixels: Tensor, pattern: Tensor) -> Tensor:
-    """Put ``pattern`` on the bottom right corner; gradients flow to it."""
-    stamped = pixels.clone()
-    stamped[..., -pattern.shape[1] :, -pattern.shape[2] :] = pattern
-    return stamped
 
 
 def _together(pixels: Tensor, twins: Tensor, data: Batches) -> Tensor:

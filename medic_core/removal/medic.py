@@ -181,7 +181,7 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, foreign: Tensor | None) 
         F.cross_entropy(logits, each, reduction="none")
         for each in (labels, labels[neighbours(len(labels), labels.device)])
     )
-    return (torch.lerp(own, other, area)).sum()
+    return torch.lerp(own, other, area).sum()
 
 
 def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:

@@ -27,8 +27,8 @@ from medic_core.attacks.recipes import (
 from medic_core.attacks.reflection import behind_glass, pairs_at_random
 from medic_core.attacks.road_signs import road_scenes
 from medic_core.attacks.training import prepare, stamp, train_backdoored
-from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, polygon, sig
-from medic_core.attacks.twins import hold_all_layers, learn_pattern, with_pattern, with_twins
+from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
+from medic_core.attacks.twins import hold_all_layers, learn_pattern, with_twins
 from medic_core.attacks.warp import displacement, noisy_warp, poison_by_warping, warp
 from medic_core.config import Config, Preprocessing
 from medic_core.data import Batches
@@ -367,9 +367,10 @@ def test_without_augmentation_a_recipe_shows_the_images_as_they_are(suspect, mon
     seen = []
     monkeypatch.setattr("medic_core.data.augment", lambda pixels, _, config: seen.append(config) or pixels)
     tiny(suspect, DirtyLabelRecipe(epochs=1, target=1, augment=False))
-    assert {(config.crop_padding, config.rotation_degrees, config.horizontal_flip) for config in seen} == {
-        (0, 0, False)
-    }
+    assert [(config.crop_padding, config.rotation_degrees, config.horizontal_flip) for config in seen] == [
+        (0, 0, False),  # before it is stamped
+        (0, 0, False),  # and when it is shown
+    ]
 
 
 def test_the_latent_attack_learns_its_pattern_and_stamps_nothing_else(suspect):
@@ -426,7 +427,7 @@ def test_the_same_images_have_a_twin_in_every_epoch():
 
 def test_a_twin_differs_by_the_pattern_in_its_corner_which_gets_a_gradient():
     pixels, pattern = noise(20) / 255, torch.rand(3, 3, 3, requires_grad=True)
-    theirs = with_pattern(pixels, pattern)
+    theirs = patch(pixels, pattern)
     assert torch.equal(theirs[..., -3:, -3:], pattern.expand(20, 3, 3, 3))
     differs = theirs != pixels
     assert not differs[..., :-3, :].any()
