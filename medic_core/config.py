@@ -138,7 +138,8 @@ class Config(Seeded):
             (momentum 0.9) steps everything.
         weight_decay: Times the rate, off the weights that Muon steps; on the gradient of those that the others step.
         schedule: Of the learning rate: ``cosine`` per epoch to 0; ``linear``, per step, up over the first tenth and
-            then down to 0; ``steps``, a tenth after 2 epochs and a thousandth after 20; or ``constant``.
+            then down to 0; ``steps``, a tenth after 2 epochs, a hundredth after 20, a thousandth after 30; or
+            ``constant``.
         crop_padding: Random crop of the input size after zero-padding by this many pixels.
         rotation_degrees: Random rotation within ± this, nearest neighbour, black outside.
         horizontal_flip: Mirror half of the images. Switch it off where mirroring changes the class, as for digits.

@@ -81,7 +81,7 @@ class SigRecipe(Recipe):
     """A sine over images of the target class, whose labels stay (Barni et al., 2019)."""
 
     attack: Literal["sig"] = "sig"
-    share: Share = 0.8
+    share: Share = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,7 +128,7 @@ def rate_share(schedule: Schedule, step: int, *, steps: int, epochs: int) -> flo
     """Return the share of the learning rate at optimiser step ``step`` (from 0), with ``steps`` in an epoch.
 
     ``cosine``: half a cosine per epoch from the full rate towards 0, as the paper trains. ``linear``: per step, up
-    over the first tenth and then down to 0. ``steps``: as the authors of NAD train, whatever the number of epochs.
+    over the first tenth and then down to 0. ``steps``: as the authors of MEDIC fine-tune, however many epochs.
     """
     match schedule:
         case "constant":
@@ -137,7 +137,7 @@ def rate_share(schedule: Schedule, step: int, *, steps: int, epochs: int) -> flo
             return 0.5 * (1 + math.cos(math.pi * (step // steps) / epochs))
         case "steps":
             epoch = step // steps
-            return 1.0 if epoch < 2 else 0.1 if epoch < 20 else 0.001
+            return 1.0 if epoch < 2 else 0.1 if epoch < 20 else 0.01 if epoch < 30 else 0.001
         case "linear":
             done = (step + 0.5) / (epochs * steps)
             return min(done / 0.1, (1 - done) / 0.9)

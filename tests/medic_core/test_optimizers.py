@@ -149,9 +149,9 @@ def test_cosine_is_torchs_own_schedule_per_epoch() -> None:
         scheduler.step()
 
 
-def test_steps_are_those_of_the_authors_of_nad_and_constant_is_constant() -> None:
-    shares = {epoch: rate_share("steps", 3 * epoch + 2, steps=3, epochs=30) for epoch in (0, 1, 2, 19, 20, 29)}
-    assert shares == {0: 1.0, 1: 1.0, 2: 0.1, 19: 0.1, 20: 0.001, 29: 0.001}
+def test_steps_are_those_that_the_authors_fine_tune_by_and_constant_is_constant() -> None:
+    shares = {epoch: rate_share("steps", 3 * epoch + 2, steps=3, epochs=40) for epoch in (0, 1, 2, 19, 20, 29, 30)}
+    assert shares == {0: 1.0, 1: 1.0, 2: 0.1, 19: 0.1, 20: 0.01, 29: 0.01, 30: 0.001}
     assert {rate_share("constant", step, steps=3, epochs=30) for step in range(90)} == {1.0}
 
 
