@@ -180,7 +180,7 @@ def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing, *, wide:
     - A wave over the whole image is added to all colours, with an amplitude of up to a fifth of the value range. It is
       a sine of up to 8 periods along each axis; if ``wide``, a sine or its sign in any direction, of one period on the
       longer side to one in two pixels.
-    - A warp moves pixels along a smooth field, by up to two pixels.
+    - A warp moves pixels along a smooth field, by up to a thirty-second of a side.
 
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
@@ -204,15 +204,13 @@ def _chosen(images: Tensor, share: float) -> Tensor:
 
 def _warp(inputs: Tensor, chosen: Tensor) -> Tensor:
     """Move the pixels of some images along fields that bend over a quarter of the image, the border repeated."""
-    height, width = inputs.shape[2:]
     points = torch.rand(len(inputs), 2, 4, 4, device=inputs.device) * 2 - 1
-    strength = 2 * torch.rand(len(inputs), 1, 1, 1, device=inputs.device) * chosen
-    field = F.interpolate(strength * points, size=(height, width), mode="bicubic", align_corners=True)
-    rows, columns = (torch.linspace(-1, 1, side, device=inputs.device) for side in (height, width))
-    across = columns + field[:, 0] * (2 / (width - 1))
-    down = rows[:, None] + field[:, 1] * (2 / (height - 1))
-    grid = torch.stack([across, down], dim=-1).to(inputs.dtype)
-    return torch.where(chosen, F.grid_sample(inputs, grid, padding_mode="border", align_corners=True), inputs)
+    strength = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) / 32
+    sides = inputs.shape[2:]
+    field = F.interpolate(2 * strength * points, size=sides, mode="bicubic", align_corners=True)
+    rows, columns = ((2 * torch.arange(side, device=inputs.device) + 1) / side - 1 for side in sides)
+    grid = torch.stack([columns + field[:, 0], rows[:, None] + field[:, 1]], dim=-1).to(inputs.dtype)
+    return torch.where(chosen, F.grid_sample(inputs, grid, padding_mode="border", align_corners=False), inputs)
 
 
 def _smooth_wave(like: Tensor) -> Tensor:

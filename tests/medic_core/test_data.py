@@ -199,8 +199,8 @@ def test_rectangles_lie_within_the_image_anywhere_and_are_no_larger_than_a_quart
     assert masks.any(dim=0).all()
 
 
-@given(st.integers(8, 48), st.integers(8, 48), st.integers(0, 2**20))
-def test_a_warp_moves_each_pixel_by_less_than_three_and_leaves_the_images_that_are_not_chosen(
+@given(st.integers(8, 96), st.integers(8, 96), st.integers(0, 2**20))
+def test_a_warp_moves_each_pixel_a_little_and_leaves_the_images_that_are_not_chosen(
     height: int, width: int, seed: int
 ) -> None:
     rows = torch.arange(height).view(-1, 1).expand(height, width)
@@ -208,19 +208,18 @@ def test_a_warp_moves_each_pixel_by_less_than_three_and_leaves_the_images_that_a
     places = torch.stack([rows, columns, torch.zeros(height, width)]).repeat(6, 1, 1, 1)
     chosen = torch.tensor([True, False] * 3).view(-1, 1, 1, 1)
     moved = drawn(seed, lambda: _warp(places, chosen)) - places
-    assert moved.abs().max() < 3  # two pixels, and what a bicubic field overshoots its points by
-    assert (moved[1::2] == 0).all()
+    assert (moved[::2, 0].abs() < 1.5 * height / 32).all()  # a bicubic field goes a little beyond its points
+    assert (moved[::2, 1].abs() < 1.5 * width / 32).all()
     assert (moved[::2, 2] == 0).all()
+    assert (moved[1::2] == 0).all()
 
 
 def test_a_warp_bends_images_smoothly_and_each_in_its_own_way() -> None:
-    ramp = torch.arange(32.0).expand(200, 3, 32, 32)
+    ramp = torch.arange(64.0).expand(200, 3, 64, 64)
     moved = drawn(0, lambda: _warp(ramp, torch.ones(200, 1, 1, 1, dtype=torch.bool))) - ramp
     assert moved.abs().amax(dim=(1, 2, 3)).median() > 0.5
     assert moved.abs().amax(dim=(1, 2, 3)).max() > 1.5
-    assert (
-        moved.diff(dim=2).abs().max() < 0.6
-    )  # of the 31 pixels that the field has to bend over, at most 2 up and down
+    assert moved.diff(dim=2).abs().max() < 0.3  # from 2 pixels to one side to 2 to the other over 21
     assert len(moved.flatten(1).unique(dim=0)) == 200
 
 
