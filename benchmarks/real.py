@@ -2,7 +2,8 @@
 
 Each goes the way of a user: ``medic sanitize`` starts the embedded service, uploads, follows and downloads. The result
 is what the job reports, on ``test-1000``. Every result is kept in ``benchmarks/results/repairs.json``, one of each
-suspect, preset, seed and number of clean images; ``benchmarks/results/real.json`` holds the run without options.
+suspect, preset, seed and number of clean images, and is a cell of the tables; ``benchmarks/results/real.json`` holds
+the run without options.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import click
 
+from benchmarks.cells import Cell, Sheet
 from benchmarks.machine import describe_machine, write_figures
 from benchmarks.suspects import DATA, GIVEN, weights_of
 from jobs.models import Job
@@ -34,6 +36,14 @@ EXPECTED: Mapping[str, Mapping[str, float]] = {
     "cleanlabel": {"accuracy": 88.2, "attack_success": 100.0, "least_accuracy": 82.5, "most_attack_success": 31.0},
 }
 PAPER: Mapping[str, str] = {"badnet": "84.2 / 3.6±0.6", "cleanlabel": "85.3 / 16.8±4.6"}
+
+
+FIGURES: Mapping[str, str] = {
+    "accuracy": "clean_accuracy",
+    "attack_success": "attack_success_rate",
+    "recovery": "recovery_accuracy",
+}
+"""Figures of ``benchmarks.cells``, and their names in a report."""
 
 
 def clean_images(per_class: int | None, folder: Path) -> Path:
@@ -134,6 +144,21 @@ def keep(result: Mapping[str, Any]) -> None:
         file.write(json.dumps(sorted(kept, key=lambda each: json.dumps([each[name] for name in key])), indent=2) + "\n")
 
 
+def as_row(result: Mapping[str, Any], per_class: int | None) -> dict[str, Any]:
+    """Return a result as a row of ``benchmarks.cells``; what its report lacks stays empty."""
+    preset, summary = result["settings"]["preset"], result["summary"]
+    cell = Cell(result["attack"], {} if preset == "default" else {"preset": preset}, result["seed"], per_class)
+    shares = {figure: summary[name]["after"] for figure, name in FIGURES.items()}
+    shares["der"] = summary["defense_effectiveness_rating"]
+    name, resolved, clean = cell.key()
+    return {
+        **{"suspect": name, "settings": json.dumps(dict(cell.settings)), "seed": cell.seed, "clean": clean},
+        **{"n": result["n"], "triggered_n": result["n_triggered"]},
+        **{figure: f"{100 * share:.2f}" for figure, share in shares.items()},
+        **{"epochs": result["removal"]["epochs"], "threads": result["environment"]["threads"], "resolved": resolved},
+    }
+
+
 def run_all(
     attacks: tuple[str, ...], seeds: tuple[int, ...], preset: str, per_class: int | None
 ) -> Iterator[dict[str, Any]]:
@@ -161,6 +186,7 @@ def main(seeds: tuple[int, ...], preset: str, only: tuple[str, ...], per_class: 
     for result in run_all(only or GIVEN, seeds, preset, per_class):
         click.echo(show(result))
         keep(result)
+        Sheet(RESULTS / "cells.csv").add(as_row(result, per_class))
         results.append(result)
     if (seeds, preset, only, per_class) == ((SEED,), PRESET, (), None):
         write_figures(RESULTS / "real.json", {"results": results})

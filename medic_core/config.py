@@ -179,10 +179,8 @@ class CloningConfig(Config):
             whatever τ is.
         compare: A layer whose output enters a ReLU is compared ``after_relu`` (and the gradient is read there), or at
             its own ``output``. The activation term is always of the output.
-        corruption: Share of the images that the clone sees with rectangles of noise and waves on them; the suspect sees
-            them without. So the clone is taught not to listen to patterns that clean images lack.
-        corruption_range: ``narrow``: waves are smooth and of up to 8 periods along each axis; ``wide``: of any pace and
-            with edges too, and images are warped as well.
+        corruption: Share of the images that the clone sees warped, with waves and with rectangles of noise; the suspect
+            sees them as they are. So the clone is taught not to listen to patterns that clean images lack.
         mixing: Share of the images of which the clone sees a part of another instead, and is compared there with what
             the suspect says of that other. So it is taught to hear no more in two things than in each.
     """
@@ -197,8 +195,7 @@ class CloningConfig(Config):
     normalize_importance: bool = True
     compare: Literal["after_relu", "output"] = "after_relu"
     corruption: Annotated[float, Interval(ge=0, le=1)] = 0.5
-    corruption_range: Literal["narrow", "wide"] = "narrow"
-    mixing: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    mixing: Annotated[float, Interval(ge=0, le=1)] = 0.3
 
     def __post_init__(self) -> None:
         """Refuse an empty choice of layers beside what every config refuses."""

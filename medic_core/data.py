@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medic_core.config import Config, Preprocessing
 
-EPOCHS, STEPS = 20, 1_500
+EPOCHS, STEPS = 30, 2_250
 """Least training where a config does not say how much: few images need more epochs, since it is steps that count."""
 
 HOLDOUT_SHARE = 0.2
@@ -169,29 +169,25 @@ def _rotate(pixels: Tensor, angles: Tensor) -> Tensor:
     return F.grid_sample(pixels, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
-def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing, *, wide: bool = False) -> Tensor:
+def corrupt(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tensor:
     """Do to some images what no clean image shows; from the device's random state.
 
-    A corrupted image gets each of two rectangles of noise with probability ¾, a wave with the same, and if ``wide`` is
-    warped with the same:
+    A corrupted image gets each of two rectangles of noise and a wave with probability ¾, and a warp with probability ¼:
 
-    - Sides of a rectangle go from 2 pixels to a quarter of the image's; its noise is independent by pixel, and in one
+    - A rectangle has sides from 2 pixels to a quarter of the image's; its noise is independent by pixel, and in one
       image in colour or grey, of any value or black and white.
-    - A wave over the whole image is added to all colours, with an amplitude of up to a fifth of the value range. It is
-      a sine of up to 8 periods along each axis; if ``wide``, a sine or its sign in any direction, of one period on the
-      longer side to one in two pixels.
+    - A wave goes over the whole image and all colours, with an amplitude of up to a fifth of the value range: a sine
+      or its sign in any direction, of one period on the longer side to one in two pixels.
     - A warp moves pixels along a smooth field, by up to a thirty-second of a side.
 
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
         share: Chance of an image to be corrupted.
         preprocessing: Which rectangles and waves go through as well.
-        wide: Whether images are warped too, and waves of any pace and shape.
     """
     corrupted = _chosen(inputs, share)
-    warped = _warp(inputs, _chosen(inputs, 0.75) & corrupted) if wide else inputs
-    wave = _any_wave(inputs) if wide else _smooth_wave(inputs)
-    waved = _add_wave(warped, wave * (corrupted & _chosen(inputs, 0.75)), preprocessing)
+    warped = _warp(inputs, _chosen(inputs, 0.25) & corrupted)
+    waved = _add_wave(warped, _wave(inputs) * (corrupted & _chosen(inputs, 0.75)), preprocessing)
     inside = _rectangles(inputs, 0.75) | _rectangles(inputs, 0.75)
     return torch.where(corrupted & inside, normalize(_noise(inputs), preprocessing), waved)
 
@@ -213,16 +209,7 @@ def _warp(inputs: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen, F.grid_sample(inputs, grid, padding_mode="border", align_corners=False), inputs)
 
 
-def _smooth_wave(like: Tensor) -> Tensor:
-    """A sine for each image, ``(b, 1, height, width)``, its amplitude in [0, 0.2)."""
-    down, across, phase, amplitude = torch.rand(4, len(like), 1, 1, 1, device=like.device)
-    rows, columns = (torch.arange(side, device=like.device) / side for side in like.shape[2:])
-    turns = 8 * (2 * down - 1) * rows.view(-1, 1) + 8 * (2 * across - 1) * columns + phase
-    wave: Tensor = 0.2 * amplitude * torch.sin(2 * math.pi * turns)
-    return wave
-
-
-def _any_wave(like: Tensor) -> Tensor:
+def _wave(like: Tensor) -> Tensor:
     """A sine or its sign for each image, ``(b, 1, height, width)``, its amplitude in [0, 0.2)."""
     pace, angle, phase, amplitude, shape = torch.rand(5, len(like), 1, 1, 1, device=like.device)
     rows, columns = (torch.arange(side, device=like.device) for side in like.shape[2:])

@@ -72,8 +72,7 @@ class Cloning:
         """Return the images as the clone sees them, and where they show their neighbour; None: nowhere."""
         config, foreign = self.config, None
         if config.corruption:
-            wide = config.corruption_range == "wide"
-            images = corrupt(images, config.corruption, self.preprocessing, wide=wide)
+            images = corrupt(images, config.corruption, self.preprocessing)
         if config.mixing:
             foreign = foreign_parts(images, config.mixing)
             images = torch.where(foreign, images[neighbours(len(images), images.device)], images)

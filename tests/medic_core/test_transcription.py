@@ -49,7 +49,6 @@ OPTIONS = st.fixed_dictionaries(
         "normalize_importance": st.booleans(),
         "compare": st.sampled_from(["after_relu", "output"]),
         "corruption": st.sampled_from([0.0, 0.7]),
-        "corruption_range": st.sampled_from(["narrow", "wide"]),
         "mixing": st.sampled_from([0.0, 0.7]),
         "schedule": st.sampled_from(["cosine", "linear"]),
         "batch_size": st.integers(3, 5),
@@ -81,8 +80,7 @@ def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[
         torch.manual_seed(config.seed * 1_000_003)
         moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in clone.parameters()]
         for step, (images, labels) in enumerate(clean.shuffled(config, epoch=0)):
-            wide = config.corruption_range == "wide"
-            seen = corrupt(images, config.corruption, clean.preprocessing, wide=wide) if config.corruption else images
+            seen = corrupt(images, config.corruption, clean.preprocessing) if config.corruption else images
             foreign = foreign_parts(seen, config.mixing) if config.mixing else None
             if foreign is not None:
                 seen = mixed(seen, foreign)
