@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.servers import RunningRedis, postgresql_server, redis_server
+
+# a shell starts what runs in the background with SIGINT ignored, and the services that tests interrupt would inherit it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
