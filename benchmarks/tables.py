@@ -20,7 +20,7 @@ from benchmarks.cells import UNTOUCHED, Cell, Sheet, key_of
 from benchmarks.claims import judge
 from benchmarks.machine import write_figures
 from benchmarks.rendering import Row, costs, costs_markdown, draw, markdown
-from benchmarks.suspects import PUBLISHED, unseen_images, weights_of
+from benchmarks.suspects import PUBLISHED, RECIPES, unseen_images, weights_of
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = ("attack", "method", "acc", "asr", "ra", "der", "n", "seed", "seconds", "triggered_n")
@@ -82,13 +82,22 @@ class Table:
     axis: str | None = None
 
 
+def apart(suspect: str, settings: Mapping[str, Any], seed: int, per_class: int | None = None) -> Cell:
+    """Return the cell of a seed, on a model of the zoo of the next one.
+
+    Its models were trained under seed 0: a clone under the same seed begins with the suspect's own first weights, which
+    no defender has.
+    """
+    return Cell(suspect, settings, seed + (suspect in RECIPES), per_class)
+
+
 def compare(attacks: Mapping[Profile, Sequence[str]]) -> Callable[[Profile, int], Iterator[Entry]]:
     """Every attack by every method."""
 
     def entries(profile: Profile, seed: int) -> Iterator[Entry]:
         for attack in attacks[profile]:
             for method, settings in METHODS.items():
-                yield Entry(method, Cell(attack, settings, seed))
+                yield Entry(method, apart(attack, settings, seed))
 
     return entries
 
@@ -101,7 +110,7 @@ def by_amount(profile: Profile, seed: int) -> Iterator[Entry]:
     for preset in ("default", "authors"):
         for attack in attacks:
             for per_class in (50, 250, 500):
-                cell = Cell(attack, {} if preset == "default" else {"preset": preset}, seed, per_class)
+                cell = apart(attack, {} if preset == "default" else {"preset": preset}, seed, per_class)
                 yield Entry(f"medic {preset}", cell, per_class / 50)
 
 
@@ -110,7 +119,7 @@ def by_weight(profile: Profile, seed: int) -> Iterator[Entry]:
     for weight in (1.0, 10.0, 100.0) if profile == "quick" else (1.0, 3.0, 10.0, 30.0, 100.0):
         for temperature in (1.0, 5.0, 10.0) if profile == "quick" else (1.0, 2.0, 3.0, 5.0, 7.0, 10.0):
             chosen = {"preset": "authors", "cloning_weight": weight, "temperature": temperature}
-            yield Entry(f"λ = {weight:g}", Cell("cleanlabel", chosen, seed), temperature)
+            yield Entry(f"λ = {weight:g}", apart("cleanlabel", chosen, seed), temperature)
 
 
 def by_criteria(profile: Profile, seed: int) -> Iterator[Entry]:
@@ -119,7 +128,7 @@ def by_criteria(profile: Profile, seed: int) -> Iterator[Entry]:
         for criteria in ("both", "activation", "impact"):
             chosen = {"preset": "authors", "criteria": criteria, "impact": "relative", "temperature": temperature}
             chosen["normalize_importance"] = True  # else λ would mean six to sixteen times as much for one alone
-            yield Entry(criteria, Cell("cleanlabel", chosen, seed), temperature)
+            yield Entry(criteria, apart("cleanlabel", chosen, seed), temperature)
 
 
 def by_architecture(profile: Profile, seed: int) -> Iterator[Entry]:
@@ -127,15 +136,15 @@ def by_architecture(profile: Profile, seed: int) -> Iterator[Entry]:
     for temperature in (1.0, 3.0, 5.0) if profile == "quick" else (1.0, 2.0, 3.0, 5.0, 7.0, 10.0):
         for architecture in ("vgg11", "mobilenet", "resnet16"):
             chosen = {"preset": "authors", "learning_rate": 1e-3, "temperature": temperature}  # the rate of E.7
-            yield Entry(architecture, Cell(f"badnet-{architecture}", chosen, seed), temperature)
+            yield Entry(architecture, apart(f"badnet-{architecture}", chosen, seed), temperature)
 
 
 def by_need(profile: Profile, seed: int) -> Iterator[Entry]:
     """How much clean data cloning needs, and how much training from scratch."""
     for per_class in (25, 50, 250) if profile == "quick" else (10, 25, 50, 100, 250, 500):
-        yield Entry("medic", Cell("badnet", {}, seed, per_class), 10 * per_class)
+        yield Entry("medic", apart("badnet", {}, seed, per_class), 10 * per_class)
     for per_class in (250, 500, 1750) if profile == "quick" else (50, 100, 250, 500, 1000, 1750):
-        yield Entry("scratch", Cell("badnet", {"method": "scratch"}, seed, per_class), 10 * per_class)
+        yield Entry("scratch", apart("badnet", {"method": "scratch"}, seed, per_class), 10 * per_class)
 
 
 TABLES: Mapping[str, Table] = {
@@ -215,7 +224,7 @@ def fill(
 @click.command()
 @click.option("--only", type=click.Choice(list(TABLES)), multiple=True, help="By default all.")
 @click.option("--profile", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
-@click.option("--seeds", default="0", show_default=True, help="Separated by commas.")
+@click.option("--seeds", default="0", show_default=True, help="Separated by commas; the zoo's models get the next.")
 @click.option("--method", "methods", multiple=True, help="Labels of rows or curves to measure; by default all.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--render", is_flag=True, help="Measure nothing, write what is kept.")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from medic_core.activations import Layers, Recorded, Statistics, is_map, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
-from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, cut_evenly, cut_in_pairs, foreign_parts, neighbours
+from medic_core.corruption import Waves, corrupt, foreign_parts, leading_waves, neighbours
+from medic_core.data import STATISTICS_EPOCH, Batches, cut_evenly, cut_in_pairs
 from medic_core.folding import fold_normalizations
 from medic_core.importance import cloning_loss, layer_importance
 from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
@@ -44,7 +45,15 @@ def prepare_cloning(suspect: Suspect, clean: Batches, config: MedicConfig) -> Cl
     batches = clean.shuffled(config, epoch=STATISTICS_EPOCH)
     statistics = layer_statistics(teacher, layers, batches, kind=config.statistics)
     teacher = fold_normalizations(teacher, next(clean.in_order(batch_size=2))[0], keep=layers.names)
-    return Cloning(teacher, clone, layers, statistics, clean.preprocessing, config)
+    waves = waves_for(teacher, clean) if config.corruption else None
+    return Cloning(teacher, clone, layers, statistics, waves, clean.preprocessing, config)
+
+
+def waves_for(teacher: nn.Module, clean: Batches) -> Waves:
+    """Ask the suspect, with 16 of the images, which waves its clone has to be shown most."""
+    some = clean.select(torch.randperm(len(clean))[:16])
+    images, _ = next(some.in_order())
+    return leading_waves(teacher, images, clean.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Cloning:
     clone: nn.Module
     layers: Layers
     statistics: Mapping[str, Statistics]
+    waves: Waves | None
     preprocessing: Preprocessing
     config: MedicConfig
 
@@ -71,8 +81,8 @@ class Cloning:
     def shown_to_clone(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the images as the clone sees them, and where they show their neighbour; None: nowhere."""
         config, foreign = self.config, None
-        if config.corruption:
-            images = corrupt(images, config.corruption, self.preprocessing)
+        if self.waves is not None:
+            images = corrupt(images, config.corruption, self.waves, self.preprocessing)
         if config.mixing:
             foreign = foreign_parts(images, config.mixing)
             images = torch.where(foreign, images[neighbours(len(images), images.device)], images)

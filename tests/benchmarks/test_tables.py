@@ -10,7 +10,7 @@ from benchmarks import cells
 from benchmarks.cells import COLUMNS, UNTOUCHED, Cell, Sheet
 from benchmarks.claims import judge
 from benchmarks.rendering import Row, costs, markdown
-from benchmarks.suspects import PUBLISHED, RECIPES, architecture_of
+from benchmarks.suspects import PUBLISHED, RECIPES, ZOO, architecture_of
 from benchmarks.tables import METHODS, TABLES, rows_of, write
 from medic_core.config import RemovalConfig
 
@@ -60,6 +60,14 @@ def test_a_cell_that_another_process_is_about_is_left_to_it(tmp_path: Path, monk
     assert sheet.fill(cell, None) is not None
     assert sheet.fill(cell, None) is None  # kept by now
     assert measured == [cell]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_no_clone_begins_where_a_suspect_of_the_zoo_began(name: str) -> None:
+    kept = {each["name"]: each["seed"] for each in json.loads((ZOO / "zoo.json").read_text())}
+    for entry in TABLES[name].entries("full", 0):
+        if entry.cell.suspect in kept:
+            assert entry.cell.seed != kept[entry.cell.suspect]
 
 
 @pytest.mark.parametrize("name", TABLES)

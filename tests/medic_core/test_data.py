@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from medic_core.config import Preprocessing, ScratchConfig
 from medic_core.data import (
     Batches,
-    _rectangles,
-    _warp,
-    _wave,
     augment,
-    corrupt,
     cut,
     cut_evenly,
     cut_in_pairs,
-    foreign_parts,
-    neighbours,
     normalize,
     stratified_holdout,
 )
@@ -158,116 +150,3 @@ def test_parts_of_mixed_batches_never_cut_neighbours_apart(count: int, size: int
     assert max(sizes) <= max(size, 3)
     assert all(each % 2 == 0 for each in sizes[:-1])
     assert len(sizes) == 1 or count > size
-
-
-def drawn(seed: int, make: Callable[[], Tensor]) -> Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make()
-
-
-def corrupted(share: float, seed: int, images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    return drawn(seed, lambda: corrupt(normalize(images, preprocessing), share, preprocessing))
-
-
-@given(st.integers(8, 40), st.integers(8, 40), st.integers(0, 2**20))
-def test_corrupted_pixels_stay_in_the_range_of_pixels_and_repeat_under_the_same_seed(
-    height: int, width: int, seed: int
-) -> None:
-    preprocessing = Preprocessing(color_order="BGR", value_range=(0.0, 255.0), mean=(100, 110, 120), std=(50, 60, 70))
-    images = torch.rand(6, 3, height, width, generator=torch.Generator().manual_seed(seed))
-    found = corrupted(0.8, seed, images, preprocessing)
-    low, high = (normalize(torch.full((1, 3, 1, 1), pixel), preprocessing) for pixel in (0.0, 1.0))
-    assert (found >= low - 1e-4).all()
-    assert (found <= high + 1e-4).all()
-    assert torch.equal(found, corrupted(0.8, seed, images, preprocessing))
-
-
-def test_corruption_leaves_images_out_as_often_as_it_should() -> None:
-    images = torch.rand(2000, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    changed = (corrupted(0.6, 1, images, Preprocessing()) != images).flatten(1).any(dim=1)
-    expected = 0.6 * (1 - 0.25**3 * 0.75)  # two rectangles, a wave, a warp
-    assert changed.float().mean().item() == pytest.approx(expected, abs=0.03)
-
-
-def test_rectangles_lie_within_the_image_anywhere_and_are_no_larger_than_a_quarter_of_its_sides() -> None:
-    masks = drawn(0, lambda: _rectangles(torch.zeros(3000, 3, 16, 24), 1.0))[:, 0]
-    heights, widths = masks.any(dim=2).sum(dim=1), masks.any(dim=1).sum(dim=1)
-    assert {2, 4} <= set(heights.tolist()) <= {2, 3, 4}
-    assert {2, 6} <= set(widths.tolist()) <= {2, 3, 4, 5, 6}
-    assert torch.equal(masks.sum(dim=(1, 2)), heights * widths)
-    assert masks.any(dim=0).all()
-
-
-@given(st.integers(8, 96), st.integers(8, 96), st.integers(0, 2**20))
-def test_a_warp_moves_each_pixel_a_little_and_leaves_the_images_that_are_not_chosen(
-    height: int, width: int, seed: int
-) -> None:
-    rows = torch.arange(height).view(-1, 1).expand(height, width)
-    columns = torch.arange(width).expand(height, width)
-    places = torch.stack([rows, columns, torch.zeros(height, width)]).repeat(6, 1, 1, 1)
-    chosen = torch.tensor([True, False] * 3).view(-1, 1, 1, 1)
-    moved = drawn(seed, lambda: _warp(places, chosen)) - places
-    assert (moved[::2, 0].abs() < 1.5 * height / 32).all()  # a bicubic field goes a little beyond its points
-    assert (moved[::2, 1].abs() < 1.5 * width / 32).all()
-    assert (moved[::2, 2] == 0).all()
-    assert (moved[1::2] == 0).all()
-
-
-def test_a_warp_bends_images_smoothly_and_each_in_its_own_way() -> None:
-    ramp = torch.arange(64.0).expand(200, 3, 64, 64)
-    moved = drawn(0, lambda: _warp(ramp, torch.ones(200, 1, 1, 1, dtype=torch.bool))) - ramp
-    assert moved.abs().amax(dim=(1, 2, 3)).median() > 0.5
-    assert moved.abs().amax(dim=(1, 2, 3)).max() > 1.5
-    assert moved.diff(dim=2).abs().max() < 0.3  # from 2 pixels to one side to 2 to the other over 21
-    assert len(moved.flatten(1).unique(dim=0)) == 200
-
-
-def test_waves_go_every_way_at_any_pace_smooth_or_with_edges() -> None:
-    waves = drawn(0, lambda: _wave(torch.zeros(4000, 3, 32, 32)))[:, 0]
-    amplitude = waves.abs().amax(dim=(1, 2))
-    assert 0.15 < amplitude.max() <= 0.2
-    levels = torch.tensor([len(wave.unique()) for wave in waves])
-    assert (levels <= 3).float().mean() == pytest.approx(0.5, abs=0.03)  # two values, and 0 where a sine is
-    power = torch.fft.rfft2(waves[levels > 3]).abs()
-    peak = power.flatten(1).argmax(dim=1)
-    down, across = (torch.fft.fftfreq(32)[peak // 17] * 32).abs(), torch.fft.rfftfreq(32)[peak % 17] * 32
-    turns = torch.hypot(down, across)
-    for low, high in ((1, 2), (2, 4), (4, 8), (8, 17)):  # an octave is as likely as another
-        assert ((turns >= low - 0.5) & (turns < high - 0.5)).float().mean() == pytest.approx(0.25, abs=0.1)
-    assert (down > 2 * across).float().mean() > 0.15
-    assert (across > 2 * down).float().mean() > 0.15
-
-
-@given(st.integers(8, 48), st.integers(8, 48), st.integers(0, 2**20))
-def test_foreign_parts_are_bands_from_an_edge_or_boxes_of_a_quarter_to_three_quarters(
-    height: int, width: int, seed: int
-) -> None:
-    parts = drawn(seed, lambda: foreign_parts(torch.zeros(40, 3, height, width), 1.0))[:, 0]
-    heights, widths = parts.any(dim=2).sum(dim=1), parts.any(dim=1).sum(dim=1)
-    assert torch.equal(parts.sum(dim=(1, 2)), heights * widths)  # one rectangle each
-    for sides, length in ((heights, height), (widths, width)):
-        some = sides[sides < length]
-        assert (some >= 0.25 * length - 1).all()
-        assert (some <= 0.75 * length + 1).all()
-    across, down = widths == width, heights == height
-    assert not (across & down).any()
-    assert (parts[across, 0].all(dim=1) | parts[across, -1].all(dim=1)).all()
-    assert (parts[down, :, 0].all(dim=1) | parts[down, :, -1].all(dim=1)).all()
-
-
-def test_each_image_gets_a_foreign_part_as_often_as_it_should_and_all_three_kinds_occur() -> None:
-    parts = drawn(0, lambda: foreign_parts(torch.zeros(4000, 3, 16, 16), 0.3))[:, 0]
-    some = parts[parts.flatten(1).any(dim=1)]
-    assert len(some) / 4000 == pytest.approx(0.3, abs=0.03)
-    across, down = some.any(dim=1).all(dim=1), some.any(dim=2).all(dim=1)
-    for kind in (across, down, ~across & ~down):
-        assert kind.float().mean() == pytest.approx(1 / 3, abs=0.05)
-
-
-@given(st.integers(1, 50))
-def test_neighbours_are_pairs_and_a_last_one_alone_is_its_own(count: int) -> None:
-    other = neighbours(count, torch.device("cpu"))
-    assert torch.equal(other[other], torch.arange(count))
-    assert (other != torch.arange(count)).sum() == count - count % 2
-    assert ((other - torch.arange(count)).abs() <= 1).all()

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from benchmarks.transcription import losses, mixed, spreads
 from medic_core.architectures import Architecture, find_architecture
 from medic_core.config import LAYER_KINDS, PRESETS, MedicConfig, Preprocessing, expand_preset
-from medic_core.data import STATISTICS_EPOCH, Batches, corrupt, foreign_parts
+from medic_core.corruption import corrupt, foreign_parts
+from medic_core.data import STATISTICS_EPOCH, Batches
 from medic_core.removal import Progress, Suspect, remove_backdoor
+from medic_core.removal.medic import waves_for
 from medic_core.removal.optimizers import rate_share
 from medic_core.removal.training import seeded
 
@@ -77,10 +79,11 @@ def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[
     first, second = 0.0, 0.0
     with seeded(config.seed):
         clone = suspect.architecture.build().train()
+        waves = waves_for(suspect.model, clean) if config.corruption else None
         torch.manual_seed(config.seed * 1_000_003)
         moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in clone.parameters()]
         for step, (images, labels) in enumerate(clean.shuffled(config, epoch=0)):
-            seen = corrupt(images, config.corruption, clean.preprocessing) if config.corruption else images
+            seen = corrupt(images, config.corruption, waves, clean.preprocessing) if waves else images
             foreign = foreign_parts(seen, config.mixing) if config.mixing else None
             if foreign is not None:
                 seen = mixed(seen, foreign)
