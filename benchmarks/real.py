@@ -8,7 +8,6 @@ the run without options.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 import click
 
 from benchmarks.cells import Cell, Sheet
-from benchmarks.machine import describe_machine, write_figures
+from benchmarks.machine import describe_machine, keep_among, write_figures
 from benchmarks.suspects import DATA, GIVEN, weights_of
 from jobs.models import Job
 
@@ -130,20 +129,6 @@ def show(result: Mapping[str, Any]) -> str:
     )
 
 
-def keep(result: Mapping[str, Any]) -> None:
-    """Put a result in the place of an older one of the same kind; other processes may do so at the same time."""
-    path = RESULTS / "repairs.json"
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        kept = json.loads(file.read() or "[]")
-        key = ("attack", "settings", "clean")
-        kept = [each for each in kept if any(each[name] != result[name] for name in key)]
-        kept.append({**result, "machine": describe_machine()})
-        file.truncate(0)
-        file.write(json.dumps(sorted(kept, key=lambda each: json.dumps([each[name] for name in key])), indent=2) + "\n")
-
-
 def as_row(result: Mapping[str, Any], per_class: int | None) -> dict[str, Any]:
     """Return a result as a row of ``benchmarks.cells``; what its report lacks stays empty."""
     preset, summary = result["settings"]["preset"], result["summary"]
@@ -185,7 +170,7 @@ def main(seeds: tuple[int, ...], preset: str, only: tuple[str, ...], per_class: 
     results = []
     for result in run_all(only or GIVEN, seeds, preset, per_class):
         click.echo(show(result))
-        keep(result)
+        keep_among(RESULTS / "repairs.json", {**result, "machine": describe_machine()}, ("attack", "settings", "clean"))
         Sheet(RESULTS / "cells.csv").add(as_row(result, per_class))
         results.append(result)
     if (seeds, preset, only, per_class) == ((SEED,), PRESET, (), None):

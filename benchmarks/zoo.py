@@ -9,11 +9,8 @@ one thread.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.cells import figures_of
+from benchmarks.machine import keep_among
 from benchmarks.suspects import (
     RECIPES,
     ZOO,
@@ -69,16 +67,6 @@ def measure(name: str, trained: Backdoored) -> dict[str, Any]:
     }
 
 
-def keep(entry: Mapping[str, Any]) -> None:
-    """Write an entry over the one of its name; other processes may do so at the same time."""
-    with INDEX.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        entries = {known["name"]: known for known in json.loads(file.read() or "[]")} | {entry["name"]: entry}
-        file.truncate(0)
-        file.write(json.dumps([entries[name] for name in sorted(entries)], indent=2) + "\n")
-
-
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -105,7 +93,7 @@ def main(name: str, seed: int, threads: int) -> None:
         "seconds": seconds,
         "threads": threads,
     }
-    keep(entry)
+    keep_among(INDEX, entry, ["name"])
     click.echo(f"{name}: accuracy {entry['accuracy']:.1%}, attack success {entry['attack_success']:.1%}, {seconds} s")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import suspects, zoo
+from benchmarks.machine import keep_among
 from benchmarks.suspects import GIVEN, PUBLISHED, RECIPES, trigger_of, triggered
 from medic_core.attacks.training import Backdoored
 from medic_core.attacks.triggers import badnet, color_filter, polygon, sig
@@ -52,8 +53,8 @@ def test_the_pattern_that_is_kept_is_what_the_trigger_stamps(tmp_path, monkeypat
     assert torch.equal(triggered("latent", shown()).images[..., -3:, -3:], pattern.expand(6, 3, 3, 3))
 
 
-def test_an_entry_is_kept_once_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "INDEX", tmp_path / "zoo.json")
+def test_an_entry_is_kept_once_by_its_key(tmp_path):
+    kept = tmp_path / "kept.json"
     for name, n in (("b", 1), ("a", 2), ("b", 3)):
-        zoo.keep({"name": name, "n": n})
-    assert json.loads(zoo.INDEX.read_text()) == [{"name": "a", "n": 2}, {"name": "b", "n": 3}]
+        keep_among(kept, {"name": name, "n": n}, ["name"])
+    assert json.loads(kept.read_text()) == [{"name": "a", "n": 2}, {"name": "b", "n": 3}]
