@@ -109,9 +109,9 @@ def by_amount(profile: Profile, seed: int) -> Iterator[Entry]:
     )
     for preset in ("default", "authors"):
         for attack in attacks:
-            for per_class in (50, 250, 500):
+            for percent, per_class in ((1, 50), (5, None), (10, 500)):
                 cell = apart(attack, {} if preset == "default" else {"preset": preset}, seed, per_class)
-                yield Entry(f"medic {preset}", cell, per_class / 50)
+                yield Entry(f"medic {preset}", cell, percent)
 
 
 def by_weight(profile: Profile, seed: int) -> Iterator[Entry]:
@@ -141,10 +141,15 @@ def by_architecture(profile: Profile, seed: int) -> Iterator[Entry]:
 
 def by_need(profile: Profile, seed: int) -> Iterator[Entry]:
     """How much clean data cloning needs, and how much training from scratch."""
-    for per_class in (25, 50, 250) if profile == "quick" else (10, 25, 50, 100, 250, 500):
-        yield Entry("medic", apart("badnet", {}, seed, per_class), 10 * per_class)
-    for per_class in (250, 500, 1750) if profile == "quick" else (50, 100, 250, 500, 1000, 1750):
-        yield Entry("scratch", apart("badnet", {"method": "scratch"}, seed, per_class), 10 * per_class)
+    for images in (250, 500, 2500) if profile == "quick" else (100, 250, 500, 1000, 2500, 5000):
+        yield Entry("medic", apart("badnet", {}, seed, _per_class(images)), images)
+    for images in (2500, 5000, 17500) if profile == "quick" else (500, 1000, 2500, 5000, 10_000, 17500):
+        yield Entry("scratch", apart("badnet", {"method": "scratch"}, seed, _per_class(images)), images)
+
+
+def _per_class(images: int) -> int | None:
+    """None for what the paper gives, of which some classes have more than others."""
+    return None if images == 2500 else images // 10
 
 
 TABLES: Mapping[str, Table] = {
