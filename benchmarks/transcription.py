@@ -115,7 +115,7 @@ def losses(
     labels: Tensor,
     spread: Mapping[str, Spread],
     config: MedicConfig,
-    foreign: Tensor | None = None,
+    foreign: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return classification and cloning loss of one batch, with the graph to the clone.
 
@@ -127,7 +127,7 @@ def losses(
         labels: True classes.
         spread: Of every layer of the suspect.
         config: Of the cloning.
-        foreign: ``(batch, 1, height, width)``, where the clone sees an image's neighbour; None: nowhere.
+        foreign: ``(k, 1, height, width)``, where the clone sees the neighbour in the first ``k`` images; even.
     """
     taught, answer = observe(suspect, images.detach().requires_grad_()), observe(clone, seen)
     own = F.cross_entropy(taught.logits, labels, reduction="mean" if config.gradient == "batch_mean" else "sum")
@@ -137,9 +137,7 @@ def losses(
     cloning = answer.logits.new_zeros(())
     for name, lesson, reply, gradient in zip(names, lessons, replies, gradients, strict=True):
         weights = importance(taught.output[name], gradient, spread[name], config).detach()
-        aim = lesson.detach()
-        if foreign is not None:
-            aim, weights = mixed(aim, foreign), mixed(weights, foreign, elsewhere=0.0)
+        aim, weights = mixed(lesson.detach(), foreign), mixed(weights, foreign, elsewhere=0.0)
         distance = ((aim - reply) / spread[name].sigma).square()
         cloning = cloning + (weights * distance).flatten(1).sum(dim=1).mean()
     return _classification(answer.logits, labels, foreign), cloning
@@ -150,33 +148,31 @@ def mixed(values: Tensor, foreign: Tensor, elsewhere: float | None = None) -> Te
 
     Args:
         values: Of one layer, ``(batch, *neurons)``.
-        foreign: Where the clone sees the neighbour.
+        foreign: Where the clone sees the neighbour in the first images.
         elsewhere: What becomes of a mixed image where the layer has no positions; None: it stays.
     """
     found = values.clone()
     for number, part in enumerate(foreign[:, 0].to(values.dtype)):
-        other = values[_neighbour(number, len(values))]
+        other = values[_neighbour(number)]
         if values.dim() == 4 and values[0, 0].numel() > 1:
             rows, columns = values.shape[2:]  # each position lies over as many pixels
             under = part.view(rows, len(part) // rows, columns, part.shape[1] // columns).mean(dim=(1, 3))
             found[number] = torch.where(under > 0.5, other, values[number])
-        elif elsewhere is not None and part.any():
+        elif elsewhere is not None:
             found[number] = elsewhere
     return found
 
 
-def _neighbour(number: int, count: int) -> int:
-    other = number + 1 if number % 2 == 0 else number - 1
-    return other if other < count else number
+def _neighbour(number: int) -> int:
+    return number + 1 if number % 2 == 0 else number - 1
 
 
-def _classification(logits: Tensor, labels: Tensor, foreign: Tensor | None) -> Tensor:
+def _classification(logits: Tensor, labels: Tensor, foreign: Tensor) -> Tensor:
     """Cross-entropy, of both labels by their share of the area."""
     targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    if foreign is not None:
-        shares = foreign.to(logits.dtype).flatten(1).mean(dim=1)
-        others = torch.stack([targets[_neighbour(number, len(labels))] for number in range(len(labels))])
-        targets = (1 - shares[:, None]) * targets + shares[:, None] * others
+    plain = targets.clone()
+    for number, part in enumerate(foreign.to(logits.dtype)):
+        targets[number] = (1 - part.mean()) * plain[number] + part.mean() * plain[_neighbour(number)]
     return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 

@@ -181,8 +181,8 @@ class CloningConfig(Config):
             its own ``output``. The activation term is always of the output.
         corruption: Share of the images that the clone sees warped, with waves and with rectangles of noise; the suspect
             sees them as they are. So the clone is taught not to listen to patterns that clean images lack.
-        mixing: Share of the images of which the clone sees a part of another instead, and is compared there with what
-            the suspect says of that other. So it is taught to hear no more in two things than in each.
+        mixing: Share of the images of which, in pairs, the clone sees a part of the other instead, and is compared
+            there with what the suspect says of that other. So it is taught to hear no more in two things than in each.
     """
 
     preset: Literal["default", "authors", "paper"] = "default"

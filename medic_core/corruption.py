@@ -158,30 +158,38 @@ def _rectangles(images: Tensor, share: float) -> Tensor:
 
 
 def foreign_parts(inputs: Tensor, share: float) -> Tensor:
-    """Choose where some images will show their neighbour; from the device's random state.
+    """Choose where the first images will show their neighbour; from the device's random state.
 
-    A part is a band from one edge, along either axis, or a box anywhere; a quarter to three quarters of each side that
-    it does not span.
+    How many is settled without looking at the device: ``share`` of them, in pairs. A batch comes shuffled, so that the
+    first are any. A part is a band from one edge, along either axis, or a box anywhere; a quarter to three quarters of
+    each side that it does not span.
 
     Args:
         inputs: ``(b, 3, height, width)``.
-        share: Chance of an image to get a part of another.
+        share: Of the images to get a part of another.
 
     Returns:
-        ``(b, 1, height, width)``, true where the neighbour is shown.
+        ``(k, 1, height, width)``, true where the neighbour is shown; ``k`` is even.
     """
-    kind = torch.randint(3, (len(inputs), 1), device=inputs.device)  # a band of rows, a band of columns, or a box
+    count = min(2 * round(share * len(inputs) / 2), len(inputs) - len(inputs) % 2)
+    kind = torch.randint(3, (count, 1), device=inputs.device)  # a band of rows, a band of columns, or a box
     spans = []
     for axis, length in enumerate(inputs.shape[2:]):
-        side, start = torch.rand(2, len(inputs), 1, device=inputs.device)
+        side, start = torch.rand(2, count, 1, device=inputs.device)
         side = 0.25 + 0.5 * side
         first = (1 - side) * torch.where(kind == axis, start.round(), start)
         place = (torch.arange(length, device=inputs.device) + 0.5) / length
         spans.append((first <= place) & (place < first + side) | (kind == 1 - axis))
     inside: Tensor = spans[0][:, None, :, None] & spans[1][:, None, None, :]
-    return inside & _chosen(inputs, share)
+    return inside
 
 
-def neighbours(count: int, device: torch.device) -> Tensor:
-    """Return the index of each image's neighbour in a batch: of the pair that it is in; a last one alone is its own."""
-    return (torch.arange(count, device=device) ^ 1).clamp(max=count - 1)
+def exchange(values: Tensor, inside: Tensor) -> Tensor:
+    """Return ``values``, ``(b, *rest)``, with those of the neighbour where ``inside``, ``(k, …)`` of the first, is."""
+    some = values[: len(inside)]
+    return torch.cat([torch.where(inside, exchanged(some), some), values[len(inside) :]])
+
+
+def exchanged(values: Tensor) -> Tensor:
+    """Swap neighbours: of an even number of images the first and the second, the third and the fourth, and so on."""
+    return values[torch.arange(len(values), device=values.device) ^ 1]

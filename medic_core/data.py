@@ -84,7 +84,7 @@ def cut_evenly(count: int, size: int) -> list[int]:
 
 
 def cut_in_pairs(count: int, size: int) -> list[int]:
-    """Cut as ``cut_evenly`` does, but so that neighbours, see ``neighbours``, stay together.
+    """Cut as ``cut_evenly`` does, but so that neighbours, see ``exchanged``, stay together.
 
     All parts but the last have an even number of images, and of an odd number one part is of three when ``size`` is 2
     or 3.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medic_core.activations import Layers, Recorded, Statistics, is_map, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
-from medic_core.corruption import Waves, corrupt, foreign_parts, leading_waves, neighbours
+from medic_core.corruption import Waves, corrupt, exchange, exchanged, foreign_parts, leading_waves
 from medic_core.data import STATISTICS_EPOCH, Batches, cut_evenly, cut_in_pairs
 from medic_core.folding import fold_normalizations
 from medic_core.importance import cloning_loss, layer_importance
@@ -71,24 +71,22 @@ class Cloning:
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[Part]:
         """Yield the losses of a batch, one micro-batch at a time (Algorithm 1, lines 5 to 7)."""
         seen, foreign = self.shown_to_clone(images)
-        cut = cut_evenly if foreign is None else cut_in_pairs
-        sizes = cut(len(labels), self.config.micro_batch_size or len(labels))
-        split = [torch.split(whole, sizes) for whole in (images, seen, labels)]
-        parts = torch.split(foreign, sizes) if foreign is not None else [None] * len(sizes)
-        for shown, changed, known, part in zip(*split, parts, strict=True):
-            yield self._part(shown, changed, known, part, batch=len(labels))
+        cut = cut_in_pairs if len(foreign) else cut_evenly
+        begin = 0
+        for size in cut(len(labels), self.config.micro_batch_size or len(labels)):
+            here = slice(begin, begin + size)
+            yield self._part(images[here], seen[here], labels[here], foreign[here], batch=len(labels))
+            begin += size
 
-    def shown_to_clone(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the images as the clone sees them, and where they show their neighbour; None: nowhere."""
-        config, foreign = self.config, None
+    def shown_to_clone(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images as the clone sees them, and where the first of them show their neighbour."""
+        config = self.config
         if self.waves is not None:
             images = corrupt(images, config.corruption, self.waves, self.preprocessing)
-        if config.mixing:
-            foreign = foreign_parts(images, config.mixing)
-            images = torch.where(foreign, images[neighbours(len(images), images.device)], images)
-        return images, foreign
+        foreign = foreign_parts(images, config.mixing)
+        return exchange(images, foreign) if len(foreign) else images, foreign
 
-    def _part(self, images: Tensor, seen: Tensor, labels: Tensor, foreign: Tensor | None, *, batch: int) -> Part:
+    def _part(self, images: Tensor, seen: Tensor, labels: Tensor, foreign: Tensor, *, batch: int) -> Part:
         """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``, the clone to ``seen``."""
         config, names = self.config, self.layers.names
         lessons = self._ask_teacher(images, labels, batch=batch)
@@ -97,7 +95,7 @@ class Cloning:
         else:
             mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
         forget = config.compare == "after_relu"
-        if foreign is not None:
+        if len(foreign):
             lessons = [mixed_lesson(lesson, foreign) for lesson in lessons]
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
             classification = mixed_cross_entropy(self.clone(seen), labels, foreign) / batch
@@ -169,28 +167,24 @@ def mixed_lesson(lesson: Lesson, foreign: Tensor) -> Lesson:
 
     Args:
         lesson: Of the images as they are.
-        foreign: ``(b, 1, height, width)``, true where the neighbour is shown.
+        foreign: ``(k, 1, height, width)``, true where the neighbour is shown by the first ``k`` images; one at least.
     """
     taught, importance = lesson.taught, lesson.importance
     if not is_map(taught.shape, foreign.shape):
-        mixed = foreign.flatten(1).any(dim=1).view(-1, *[1] * (importance.dim() - 1))
-        return Lesson(taught, importance.masked_fill(mixed, 0))
+        unmixed = (torch.arange(len(taught), device=taught.device) >= len(foreign)).to(importance.dtype)
+        return Lesson(taught, importance * unmixed.view(-1, *[1] * (importance.dim() - 1)))
     rows, columns = taught.shape[2:]
     inside = F.adaptive_avg_pool2d(foreign.to(taught.dtype), (rows, columns)) > 0.5
-    other = neighbours(len(taught), taught.device)
-    return Lesson(torch.where(inside, taught[other], taught), torch.where(inside, importance[other], importance))
+    return Lesson(exchange(taught, inside), exchange(importance, inside))
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, foreign: Tensor | None) -> Tensor:
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, foreign: Tensor) -> Tensor:
     """Sum the cross-entropy over images, of both labels by area where a part shows the neighbour."""
-    if foreign is None:
-        return F.cross_entropy(logits, labels, reduction="sum")
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    own, rest = losses.tensor_split([len(foreign)])
+    other = F.cross_entropy(logits[: len(foreign)], exchanged(labels[: len(foreign)]), reduction="none")
     area = foreign.to(logits.dtype).mean(dim=(1, 2, 3))
-    own, other = (
-        F.cross_entropy(logits, each, reduction="none")
-        for each in (labels, labels[neighbours(len(labels), labels.device)])
-    )
-    return torch.lerp(own, other, area).sum()
+    return torch.lerp(own, other, area).sum() + rest.sum()
 
 
 def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:

@@ -19,7 +19,9 @@ from medic_core.config import RemovalConfig
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some classes have less than 250 of the 2,500 images, so that 250 of each are fewer."""
     amounts = {None: 2500, 250: 2454}
-    monkeypatch.setattr(cells, "clean_images", lambda _, per_class: range(amounts.get(per_class, 10 * (per_class or 0))))
+    monkeypatch.setattr(
+        cells, "clean_images", lambda _, per_class: range(amounts.get(per_class, 10 * (per_class or 0)))
+    )
 
 
 def row(cell: Cell, **figures: object) -> dict[str, object]:

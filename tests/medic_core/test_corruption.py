@@ -18,9 +18,10 @@ from medic_core.corruption import (
     _warp,
     any_waves,
     corrupt,
+    exchange,
+    exchanged,
     foreign_parts,
     leading_waves,
-    neighbours,
 )
 from medic_core.data import normalize
 
@@ -178,18 +179,35 @@ def test_foreign_parts_are_bands_from_an_edge_or_boxes_of_a_quarter_to_three_qua
     assert (parts[down, :, 0].all(dim=1) | parts[down, :, -1].all(dim=1)).all()
 
 
-def test_each_image_gets_a_foreign_part_as_often_as_it_should_and_all_three_kinds_occur() -> None:
+@given(st.integers(1, 200), st.floats(0, 1))
+def test_as_many_images_as_were_asked_for_get_a_foreign_part_in_pairs(count: int, share: float) -> None:
+    parts = foreign_parts(torch.zeros(count, 3, 16, 16), share)
+    assert len(parts) % 2 == 0
+    assert abs(len(parts) - share * count) <= 1 + 1e-9
+    assert parts.flatten(1).any(dim=1).all()
+
+
+def test_foreign_parts_are_of_all_three_kinds() -> None:
     parts = drawn(0, lambda: foreign_parts(torch.zeros(4000, 3, 16, 16), 0.3))[:, 0]
-    some = parts[parts.flatten(1).any(dim=1)]
-    assert len(some) / 4000 == pytest.approx(0.3, abs=0.03)
-    across, down = some.any(dim=1).all(dim=1), some.any(dim=2).all(dim=1)
+    across, down = parts.any(dim=1).all(dim=1), parts.any(dim=2).all(dim=1)
     for kind in (across, down, ~across & ~down):
         assert kind.float().mean() == pytest.approx(1 / 3, abs=0.05)
 
 
-@given(st.integers(1, 50))
-def test_neighbours_are_pairs_and_a_last_one_alone_is_its_own(count: int) -> None:
-    other = neighbours(count, torch.device("cpu"))
-    assert torch.equal(other[other], torch.arange(count))
-    assert (other != torch.arange(count)).sum() == count - count % 2
-    assert ((other - torch.arange(count)).abs() <= 1).all()
+@given(st.integers(0, 10), st.integers(0, 10), st.integers(0, 2**20))
+def test_exchanged_values_come_from_the_neighbour_and_what_lies_behind_stays(pairs: int, more: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(2 * pairs + more, 3, 4, 5, generator=generator)
+    inside = torch.rand(2 * pairs, 1, 4, 5, generator=generator) < 0.5
+    found = exchange(values, inside)
+    assert torch.equal(found[2 * pairs :], values[2 * pairs :])
+    for number, part in enumerate(inside):
+        neighbour = values[number + 1 if number % 2 == 0 else number - 1]
+        assert torch.equal(found[number], torch.where(part, neighbour, values[number]))
+
+
+@given(st.integers(0, 25))
+def test_to_exchange_neighbours_twice_changes_nothing_and_once_moves_all(pairs: int) -> None:
+    numbers = torch.arange(2 * pairs)
+    assert torch.equal(exchanged(exchanged(numbers)), numbers)
+    assert ((exchanged(numbers) - numbers).abs() == 1).all()

@@ -84,9 +84,8 @@ def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[
         moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in clone.parameters()]
         for step, (images, labels) in enumerate(clean.shuffled(config, epoch=0)):
             seen = corrupt(images, config.corruption, waves, clean.preprocessing) if waves else images
-            foreign = foreign_parts(seen, config.mixing) if config.mixing else None
-            if foreign is not None:
-                seen = mixed(seen, foreign)
+            foreign = foreign_parts(seen, config.mixing)
+            seen = mixed(seen, foreign)
             classification, cloning = losses(suspect.model, clone, images, seen, labels, spread, config, foreign)
             clone.zero_grad()
             (classification + config.cloning_weight * cloning).backward()
