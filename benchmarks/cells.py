@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from benchmarks.machine import describe_processor
 from benchmarks.suspects import clean_images, suspect, target_of, triggered
 from medic_core.config import RemovalConfig, expand_preset
 from medic_core.data import Batches
@@ -35,7 +35,7 @@ from medic_core.removal import Progress, remove_backdoor
 COLUMNS = (
     *("suspect", "settings", "seed", "clean", "n", "triggered_n"),
     *("accuracy", "attack_success", "false_target", "recovery", "der"),
-    *("epochs", "seconds", "threads", "resolved"),
+    *("epochs", "seconds", "threads", "cpu", "resolved"),
 )
 Key = tuple[str, str, str]
 
@@ -99,6 +99,7 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
             "epochs": epochs.count,
             "seconds": f"{seconds:.0f}",
             "threads": torch.get_num_threads(),
+            "cpu": describe_processor(),
         },
         **{figure: f"{100 * share:.2f}" for figure, share in {**figures, "der": rating}.items()},
         "resolved": resolved,
@@ -131,7 +132,7 @@ def figures_of(model: nn.Module, shown: Batches, attacked: Batches, *, target: i
     }
 
 
-def key_of(row: Mapping[str, str]) -> Key:
+def key_of(row: Mapping[str, Any]) -> Key:
     """Return the key of the cell that a row was measured for."""
     return row["suspect"], row["resolved"], row["clean"]
 
@@ -153,14 +154,16 @@ class Sheet:
         """Return the row of a cell, None where it was not measured."""
         return {key_of(row): row for row in self.rows()}.get(cell.key())
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a row."""
-        with self.path.open("a", newline="") as file:
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Add a row, in the place of one of the same cell."""
+        with self.path.open("a+", newline="") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            others = [each for each in csv.DictReader(file) if key_of(each) != key_of(row)]
+            file.truncate(0)
             writer = csv.DictWriter(file, COLUMNS)
-            if os.fstat(file.fileno()).st_size == 0:
-                writer.writeheader()
-            writer.writerow(row)
+            writer.writeheader()
+            writer.writerows([*others, row])
 
     def fill(self, cell: Cell, shown: Batches) -> dict[str, str] | None:
         """Measure a cell that has no row and that no other process is about; return its row where it is new."""
@@ -168,7 +171,7 @@ class Sheet:
             if not mine or self.find(cell):
                 return None
             row = measure(cell, shown)
-            self.add(row)
+            self.keep(row)
             return row
 
 

@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 
+def describe_processor() -> str:
+    """Name the processor, with family and model where Linux tells: one name may stand for several generations."""
+    path = Path("/proc/cpuinfo")
+    parts = [line.partition(":") for line in path.read_text().splitlines()] if path.exists() else []
+    found = {name.strip(): value.strip() for name, _, value in parts}
+    if not {"model name", "cpu family", "model"} <= set(found):
+        return platform.processor()
+    return f"{found['model name']} (family {found['cpu family']}, model {found['model']})"
+
+
 def describe_machine() -> dict[str, str | int | None]:
     """Name the processor, how many of its cores there are, and the interpreter."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": describe_processor(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),

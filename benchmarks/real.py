@@ -171,7 +171,7 @@ def main(seeds: tuple[int, ...], preset: str, only: tuple[str, ...], per_class: 
     for result in run_all(only or GIVEN, seeds, preset, per_class):
         click.echo(show(result))
         keep_among(RESULTS / "repairs.json", {**result, "machine": describe_machine()}, ("attack", "settings", "clean"))
-        Sheet(RESULTS / "cells.csv").add(as_row(result, per_class))
+        Sheet(RESULTS / "cells.csv").keep(as_row(result, per_class))
         results.append(result)
     if (seeds, preset, only, per_class) == ((SEED,), PRESET, (), None):
         write_figures(RESULTS / "real.json", {"results": results})

@@ -57,6 +57,7 @@ class Row:
         x: Where it stands on its curve; None where there are no curves.
         figures: Accuracy, attack success, recovery and DER in percent, how many images and triggered images they are
             of, seconds, epochs; empty where the cell is missing.
+        cpu: Of which the seconds are; empty where nobody knows.
     """
 
     attack: str
@@ -64,6 +65,7 @@ class Row:
     seed: int
     x: float | None
     figures: Mapping[str, float]
+    cpu: str = ""
 
     @property
     def label(self) -> str:
@@ -82,34 +84,54 @@ PAPER_EPOCHS: Mapping[str, int] = MappingProxyType(
 """Of Appendix E.5."""
 
 
-def costs(rows: Sequence[Row]) -> list[dict[str, str | float | None]]:
+@dataclass(frozen=True)
+class Costs:
+    """What each method takes, of the processor on which most methods were timed."""
+
+    cpu: str
+    rows: Sequence[Mapping[str, str | float | None]]
+
+
+def costs(rows: Sequence[Row]) -> Costs:
     """Say for each method how many epochs a repair takes, the paper's, and its median seconds over all cells.
 
     Seconds are the processor's; ``times_medic`` is their ratio to those of preset ``default``.
     """
-    cells: dict[str, list[Mapping[str, float]]] = {}
-    for row in rows:
-        if "seconds" in row.figures and row.method != "none":
-            cells.setdefault(row.method, []).append(row.figures)
-    seconds = {method: median(each["seconds"] for each in figures) for method, figures in cells.items()}
-    return [
+    measured = [row for row in rows if row.figures and row.method != "none"]
+    timed = [row for row in measured if row.cpu and "seconds" in row.figures]
+    methods = {cpu: {row.method for row in timed if row.cpu == cpu} for cpu in sorted({row.cpu for row in timed})}
+    cpu = max(methods, key=lambda each: len(methods[each]), default="")
+    epochs: dict[str, float] = {}
+    for row in measured:
+        epochs[row.method] = max(epochs.get(row.method, 0.0), row.figures["epochs"])
+    seconds: dict[str, list[float]] = {}
+    for row in timed:
+        if row.cpu == cpu:
+            seconds.setdefault(row.method, []).append(row.figures["seconds"])
+    medians = {method: median(each) for method, each in seconds.items()}
+    ratios = {method: round(each / medians["medic"], 2) for method, each in medians.items() if "medic" in medians}
+    found = [
         {
             "method": method,
-            "epochs": max(each["epochs"] for each in figures),
+            "epochs": count,
             "paper_epochs": PAPER_EPOCHS.get(method),
-            "seconds": seconds[method],
-            "times_medic": round(seconds[method] / seconds["medic"], 2) if "medic" in seconds else None,
-            "cells": len(figures),
+            "seconds": medians.get(method),
+            "times_medic": ratios.get(method),
+            "cells": len(seconds.get(method, ())),
         }
-        for method, figures in cells.items()
+        for method, count in epochs.items()
     ]
+    return Costs(cpu, found)
 
 
-def costs_markdown(found: Sequence[Mapping[str, str | float | None]]) -> str:
+def costs_markdown(found: Costs) -> str:
     """Write what ``costs`` says as a table."""
-    head = "# Appendix E.5: what a repair costs\n\n2,500 images, one thread; seconds are medians over cells.\n\n"
+    head = (
+        "# Appendix E.5: what a repair costs\n\n2,500 images, one thread; seconds are medians over cells, all measured"
+    )
+    head += f" on one kind of processor: {found.cpu or 'none yet'}.\n\n"
     head += "| method | epochs | epochs in the paper | seconds | × `default` | cells |\n" + "|---" * 6 + "|\n"
-    lines = ["| " + " | ".join("–" if each is None else f"{each}" for each in row.values()) + " |" for row in found]
+    lines = ["| " + " | ".join("–" if e is None else f"{e}" for e in row.values()) + " |" for row in found.rows]
     return head + "\n".join(lines) + "\n"
 
 

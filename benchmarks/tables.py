@@ -8,6 +8,7 @@ want of time or of a suspect, is said to be missing.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ import torch
 
 from benchmarks.cells import UNTOUCHED, Cell, Sheet, key_of
 from benchmarks.claims import judge
-from benchmarks.machine import write_figures
 from benchmarks.rendering import Row, costs, costs_markdown, draw, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, unseen_images, weights_of
 
@@ -178,14 +178,12 @@ def rows_of(table: Table, sheet: Sheet, profile: Profile, seeds: Sequence[int]) 
     """Return the rows of a table, those of missing cells without figures."""
     kept = {key_of(row): row for row in sheet.rows()}
     entries = [entry for seed in seeds for entry in table.entries(profile, seed)]
-    return [
-        Row(entry.cell.suspect, entry.method, entry.cell.seed, entry.x, _figures(kept.get(entry.cell.key())))
-        for entry in entries
-    ]
+    return [_row(entry, kept.get(entry.cell.key(), {})) for entry in entries]
 
 
-def _figures(row: Mapping[str, str] | None) -> Mapping[str, float]:
-    return {short: float(row[name]) for short, name in FIGURES.items() if row[name]} if row else {}
+def _row(entry: Entry, kept: Mapping[str, str]) -> Row:
+    figures = {short: float(kept[name]) for short, name in FIGURES.items() if kept.get(name)}
+    return Row(entry.cell.suspect, entry.method, entry.cell.seed, entry.x, figures, kept.get("cpu") or "")
 
 
 def write(name: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
@@ -197,7 +195,7 @@ def write(name: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
         writer.writerows(row.columns() for row in measured)
     missing = [f"{row.attack}: {row.label}, seed {row.seed}" for row in rows if not row.figures]
     found = {"title": table.title, "rows": [row.columns() for row in measured], "missing": missing}
-    write_figures(results / f"{name}.json", found)
+    (results / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
     (results / f"{name}.md").write_text(markdown(table.title, rows, axis=table.axis))
     if measured:
         draw(results / f"{name}.png", table.title, measured, axis=table.axis)
@@ -209,8 +207,9 @@ def write_costs(rows: Sequence[Row], results: Path = RESULTS) -> None:
     with (results / "epochs.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ("method", "epochs", "paper_epochs", "seconds", "times_medic", "cells"))
         writer.writeheader()
-        writer.writerows(found)
-    write_figures(results / "epochs.json", {"title": "Appendix E.5: what a repair costs", "rows": found})
+        writer.writerows(found.rows)
+    kept = {"title": "Appendix E.5: what a repair costs", "cpu": found.cpu, "rows": found.rows}
+    (results / "epochs.json").write_text(json.dumps(kept, indent=2) + "\n")
     (results / "epochs.md").write_text(costs_markdown(found))
 
 
@@ -247,7 +246,7 @@ def main(
     tables = {name: rows_of(table, sheet, profile, chosen) for name, table in TABLES.items()}
     for name, rows in tables.items():
         write(name, rows)
-    write_figures(RESULTS / "claims.json", {"claims": judge(tables)})
+    (RESULTS / "claims.json").write_text(json.dumps({"claims": judge(tables)}, indent=2) + "\n")
     compared = {(row.attack, row.method, row.seed): row for name in ("table1", "published") for row in tables[name]}
     write_costs(list(compared.values()))
 

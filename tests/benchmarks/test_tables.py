@@ -36,7 +36,7 @@ MEASURED |= {"triggered_n": 914, "seconds": 60, "epochs": 20}
 def test_a_kept_cell_is_found_again_and_another_seed_setting_suspect_or_amount_is_another_cell(tmp_path: Path) -> None:
     sheet, cell = Sheet(tmp_path / "cells.csv"), Cell("badnet", {"temperature": 2.0}, seed=1, per_class=50)
     assert sheet.find(cell) is None
-    sheet.add(row(cell, accuracy="88.00"))
+    sheet.keep(row(cell, accuracy="88.00"))
     found = sheet.find(cell)
     assert found is not None
     assert found["accuracy"] == "88.00"
@@ -100,7 +100,7 @@ def test_every_removal_method_but_the_search_is_compared() -> None:
 def test_what_is_missing_is_said_to_be_missing(tmp_path: Path) -> None:
     sheet = Sheet(tmp_path / "cells.csv")
     first, *others = TABLES["table1"].entries("quick", 0)
-    sheet.add(row(first.cell, **MEASURED))
+    sheet.keep(row(first.cell, **MEASURED))
     write("table1", rows_of(TABLES["table1"], sheet, "quick", [0]), tmp_path)
     with (tmp_path / "table1.csv").open(newline="") as file:
         kept = list(csv.DictReader(file))
@@ -121,16 +121,42 @@ def test_a_cell_of_several_seeds_is_their_mean() -> None:
     assert "81.0 / 2.0 / 79.5" in markdown("A table", rows, axis=None)
 
 
-def test_what_a_method_costs_is_the_median_of_its_cells_beside_the_papers_epochs() -> None:
+def test_what_a_method_costs_is_the_median_of_its_cells_on_one_processor_beside_the_papers_epochs() -> None:
     taken = {"medic": (100.0, 200.0, 900.0), "fine_tune": (50.0, 150.0)}
     rows = [
-        Row("badnet", method, seed, None, {"seconds": each, "epochs": 30.0})
+        Row("badnet", method, seed, None, {"seconds": each, "epochs": 30.0}, "this one")
         for method, seconds in taken.items()
         for seed, each in enumerate(seconds)
     ]
-    cloned, tuned = costs([*rows, Row("sig", "medic", 0, None, {}), Row("sig", "none", 0, None, {"seconds": 0.0})])
+    rows += [
+        Row("sig", "medic", 0, None, {}),
+        Row("sig", "none", 0, None, {"seconds": 0.0, "epochs": 0.0}, "this one"),
+        Row("sig", "fine_tune", 0, None, {"seconds": 4.0, "epochs": 30.0}, "a faster one"),
+        Row("sig", "fine_tune", 1, None, {"epochs": 30.0}, "this one"),
+        Row("sig", "distill", 0, None, {"seconds": 4.0, "epochs": 60.0}),
+    ]
+    found = costs(rows)
+    cloned, tuned, distilled = found.rows
+    assert found.cpu == "this one"
     assert (cloned["seconds"], cloned["times_medic"], cloned["cells"], cloned["paper_epochs"]) == (200.0, 1.0, 3, None)
     assert (tuned["seconds"], tuned["times_medic"], tuned["cells"], tuned["paper_epochs"]) == (100.0, 0.5, 2, 30)
+    assert (distilled["epochs"], distilled["seconds"], distilled["times_medic"], distilled["cells"]) == (
+        60,
+        None,
+        None,
+        0,
+    )
+
+
+def test_a_row_of_the_same_cell_takes_the_place_of_the_former(tmp_path: Path) -> None:
+    sheet, cell = Sheet(tmp_path / "cells.csv"), Cell("badnet")
+    for accuracy, other in (("88.00", Cell("sig")), ("89.00", Cell("badnet", seed=1))):
+        sheet.keep(row(cell, accuracy=accuracy))
+        sheet.keep(row(other))
+    found = sheet.find(cell)
+    assert found is not None
+    assert found["accuracy"] == "89.00"
+    assert len(sheet.rows()) == 3
 
 
 @pytest.mark.parametrize(
