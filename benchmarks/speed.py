@@ -95,8 +95,8 @@ def transcription_step(given: Suspect, data: Batches, config: MedicConfig) -> St
 
     def parts() -> Iterator[Part]:
         inputs, labels = next(batches)
-        seen, foreign = cloning.shown_to_clone(inputs)
-        classification, cloned = losses(teacher, clone, inputs, seen, labels, spread, config, foreign)
+        shown = cloning.shown_to_clone(inputs)
+        classification, cloned = losses(teacher, clone, inputs, shown, labels, spread, config)
         loss = classification + config.cloning_weight * cloned
         yield Part({"loss": loss}, [loss], [None])
 

@@ -6,7 +6,7 @@ as its definition says, and autograd finds the gradients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medic_core.config import CloningConfig, MedicConfig
+from medic_core.removal.medic import Shown
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,10 @@ def losses(
     suspect: nn.Module,
     clone: nn.Module,
     images: Tensor,
-    seen: Tensor,
+    shown: Shown,
     labels: Tensor,
     spread: Mapping[str, Spread],
     config: MedicConfig,
-    foreign: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return classification and cloning loss of one batch, with the graph to the clone.
 
@@ -123,13 +123,12 @@ def losses(
         suspect: In eval mode.
         clone: In training mode.
         images: As the suspect sees them.
-        seen: As the clone sees them.
+        shown: As the clone sees them.
         labels: True classes.
         spread: Of every layer of the suspect.
         config: Of the cloning.
-        foreign: ``(k, 1, height, width)``, where the clone sees the neighbour in the first ``k`` images; even.
     """
-    taught, answer = observe(suspect, images.detach().requires_grad_()), observe(clone, seen)
+    taught, answer = observe(suspect, images.detach().requires_grad_()), observe(clone, shown.images)
     own = F.cross_entropy(taught.logits, labels, reduction="mean" if config.gradient == "batch_mean" else "sum")
     names = layers_of(suspect, config)
     lessons, replies = ([_compared(each, name, config) for name in names] for each in (taught, answer))
@@ -137,42 +136,47 @@ def losses(
     cloning = answer.logits.new_zeros(())
     for name, lesson, reply, gradient in zip(names, lessons, replies, gradients, strict=True):
         weights = importance(taught.output[name], gradient, spread[name], config).detach()
-        aim, weights = mixed(lesson.detach(), foreign), mixed(weights, foreign, elsewhere=0.0)
+        aim, weights = mixed(lesson.detach(), shown), mixed(weights, shown, elsewhere=0.0)
+        if name != names[-1]:
+            weights[shown.plain :] = 0
         distance = ((aim - reply) / spread[name].sigma).square()
         cloning = cloning + (weights * distance).flatten(1).sum(dim=1).mean()
-    return _classification(answer.logits, labels, foreign), cloning
+    return _classification(answer.logits, labels, shown), cloning
 
 
-def mixed(values: Tensor, foreign: Tensor, elsewhere: float | None = None) -> Tensor:
+def mixed(values: Tensor, shown: Shown, elsewhere: float | None = None) -> Tensor:
     """Put in what belongs to the neighbour, image by image and position by position.
 
     Args:
         values: Of one layer, ``(batch, *neurons)``.
-        foreign: Where the clone sees the neighbour in the first images.
+        shown: Which images show their neighbour, and where.
         elsewhere: What becomes of a mixed image where the layer has no positions; None: it stays.
     """
     found = values.clone()
-    for number, part in enumerate(foreign[:, 0].to(values.dtype)):
-        other = values[_neighbour(number)]
+    for number, neighbour, part in _pairs(shown):
         if values.dim() == 4 and values[0, 0].numel() > 1:
             rows, columns = values.shape[2:]  # each position lies over as many pixels
-            under = part.view(rows, len(part) // rows, columns, part.shape[1] // columns).mean(dim=(1, 3))
-            found[number] = torch.where(under > 0.5, other, values[number])
+            under = part.to(values.dtype).view(rows, len(part) // rows, columns, part.shape[1] // columns)
+            found[number] = torch.where(under.mean(dim=(1, 3)) > 0.5, values[neighbour], values[number])
         elif elsewhere is not None:
             found[number] = elsewhere
     return found
 
 
-def _neighbour(number: int) -> int:
-    return number + 1 if number % 2 == 0 else number - 1
+def _pairs(shown: Shown) -> Iterator[tuple[int, int, Tensor]]:
+    """Each mixed image, its neighbour, and where it shows that one."""
+    first = shown.mixed.start
+    for place, part in enumerate(shown.foreign[:, 0]):
+        yield first + place, first + place + (1 if place % 2 == 0 else -1), part
 
 
-def _classification(logits: Tensor, labels: Tensor, foreign: Tensor) -> Tensor:
+def _classification(logits: Tensor, labels: Tensor, shown: Shown) -> Tensor:
     """Cross-entropy, of both labels by their share of the area."""
     targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     plain = targets.clone()
-    for number, part in enumerate(foreign.to(logits.dtype)):
-        targets[number] = (1 - part.mean()) * plain[number] + part.mean() * plain[_neighbour(number)]
+    for number, neighbour, part in _pairs(shown):
+        share = part.to(logits.dtype).mean()
+        targets[number] = (1 - share) * plain[number] + share * plain[neighbour]
     return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 

@@ -58,6 +58,10 @@ class Layers:
     names: tuple[str, ...]
     rewritten: frozenset[str]
 
+    def only(self, name: str) -> Layers:
+        """Return one of them."""
+        return Layers((name,), self.rewritten & {name})
+
 
 @contextmanager
 def record_outputs(

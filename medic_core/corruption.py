@@ -13,10 +13,10 @@ from medic_core.config import Preprocessing
 from medic_core.data import normalize
 
 
-def corrupt(inputs: Tensor, share: float, waves: Waves, preprocessing: Preprocessing) -> Tensor:
-    """Do to some images what no clean image shows; from the device's random state.
+def corrupt(inputs: Tensor, waves: Waves, preprocessing: Preprocessing) -> Tensor:
+    """Do to images what no clean image shows; from the device's random state.
 
-    A corrupted image gets each of two rectangles of noise and a wave with probability ¾, and a warp with probability ¼:
+    An image gets each of two rectangles of noise and a wave with probability ¾, and a warp with probability ¼:
 
     - A rectangle has sides from 2 pixels to a quarter of the image's; its noise is independent by pixel, and in one
       image in colour or grey, of any value or black and white.
@@ -26,15 +26,13 @@ def corrupt(inputs: Tensor, share: float, waves: Waves, preprocessing: Preproces
 
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
-        share: Chance of an image to be corrupted.
         waves: What to draw from.
         preprocessing: Which rectangles and waves go through as well.
     """
-    corrupted = _chosen(inputs, share)
-    warped = _warp(inputs, _chosen(inputs, 0.25) & corrupted)
-    waved = _add_wave(warped, waves.draw(inputs) * (corrupted & _chosen(inputs, 0.75)), preprocessing)
+    warped = _warp(inputs, _chosen(inputs, 0.25))
+    waved = _add_wave(warped, waves.draw(inputs) * _chosen(inputs, 0.75), preprocessing)
     inside = _rectangles(inputs, 0.75) | _rectangles(inputs, 0.75)
-    return torch.where(corrupted & inside, normalize(_noise(inputs), preprocessing), waved)
+    return torch.where(inside, normalize(_noise(inputs), preprocessing), waved)
 
 
 def _chosen(images: Tensor, share: float) -> Tensor:
@@ -43,7 +41,7 @@ def _chosen(images: Tensor, share: float) -> Tensor:
     return chosen
 
 
-def _warp(inputs: Tensor, chosen: Tensor) -> Tensor:
+def _warp(inputs: Tensor, some: Tensor) -> Tensor:
     """Move the pixels of some images along fields that bend over a quarter of the image, the border repeated."""
     points = torch.rand(len(inputs), 2, 4, 4, device=inputs.device) * 2 - 1
     strength = torch.rand(len(inputs), 1, 1, 1, device=inputs.device) / 32
@@ -51,7 +49,7 @@ def _warp(inputs: Tensor, chosen: Tensor) -> Tensor:
     field = F.interpolate(2 * strength * points, size=sides, mode="bicubic", align_corners=True)
     rows, columns = ((2 * torch.arange(side, device=inputs.device) + 1) / side - 1 for side in sides)
     grid = torch.stack([columns + field[:, 0], rows[:, None] + field[:, 1]], dim=-1).to(inputs.dtype)
-    return torch.where(chosen, F.grid_sample(inputs, grid, padding_mode="border", align_corners=False), inputs)
+    return torch.where(some, F.grid_sample(inputs, grid, padding_mode="border", align_corners=False), inputs)
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ class Waves:
 
     def draw(self, like: Tensor) -> Tensor:
         """Draw a wave for each image, ``(b, 1, height, width)``, its amplitude in [0, 0.2)."""
-        chosen, amplitude = torch.rand(2, len(like), device=like.device)
+        place, amplitude = torch.rand(2, len(like), device=like.device)
         reach = self.odds.cumsum(0)
-        cells = torch.searchsorted(reach, chosen * reach[-1], right=True).clamp(max=len(reach) - 1)
+        cells = torch.searchsorted(reach, place * reach[-1], right=True).clamp(max=len(reach) - 1)
         scaled: Tensor = 0.2 * amplitude.view(-1, 1, 1, 1) * self.within(cells, like)
         return scaled
 
@@ -157,37 +155,28 @@ def _rectangles(images: Tensor, share: float) -> Tensor:
     return inside & _chosen(images, share)
 
 
-def foreign_parts(inputs: Tensor, share: float) -> Tensor:
-    """Choose where the first images will show their neighbour; from the device's random state.
+def foreign_parts(inputs: Tensor) -> Tensor:
+    """Choose where each image shows its neighbour instead; from the device's random state.
 
-    How many is settled without looking at the device: ``share`` of them, in pairs. A batch comes shuffled, so that the
-    first are any. A part is a band from one edge, along either axis, or a box anywhere; a quarter to three quarters of
-    each side that it does not span.
+    A part is a band from one edge, along either axis, or a box anywhere; a quarter to three quarters of each side that
+    it does not span.
 
     Args:
         inputs: ``(b, 3, height, width)``.
-        share: Of the images to get a part of another.
 
     Returns:
-        ``(k, 1, height, width)``, true where the neighbour is shown; ``k`` is even.
+        ``(b, 1, height, width)``, true where the neighbour is shown.
     """
-    count = min(2 * round(share * len(inputs) / 2), len(inputs) - len(inputs) % 2)
-    kind = torch.randint(3, (count, 1), device=inputs.device)  # a band of rows, a band of columns, or a box
+    kind = torch.randint(3, (len(inputs), 1), device=inputs.device)  # a band of rows, a band of columns, or a box
     spans = []
     for axis, length in enumerate(inputs.shape[2:]):
-        side, start = torch.rand(2, count, 1, device=inputs.device)
+        side, start = torch.rand(2, len(inputs), 1, device=inputs.device)
         side = 0.25 + 0.5 * side
         first = (1 - side) * torch.where(kind == axis, start.round(), start)
         place = (torch.arange(length, device=inputs.device) + 0.5) / length
         spans.append((first <= place) & (place < first + side) | (kind == 1 - axis))
     inside: Tensor = spans[0][:, None, :, None] & spans[1][:, None, None, :]
     return inside
-
-
-def exchange(values: Tensor, inside: Tensor) -> Tensor:
-    """Return ``values``, ``(b, *rest)``, with those of the neighbour where ``inside``, ``(k, …)`` of the first, is."""
-    some = values[: len(inside)]
-    return torch.cat([torch.where(inside, exchanged(some), some), values[len(inside) :]])
 
 
 def exchanged(values: Tensor) -> Tensor:

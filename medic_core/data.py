@@ -83,20 +83,6 @@ def cut_evenly(count: int, size: int) -> list[int]:
     return [count // parts + (number < count % parts) for number in range(parts)]
 
 
-def cut_in_pairs(count: int, size: int) -> list[int]:
-    """Cut as ``cut_evenly`` does, but so that neighbours, see ``exchanged``, stay together.
-
-    All parts but the last have an even number of images, and of an odd number one part is of three when ``size`` is 2
-    or 3.
-    """
-    if count <= size:
-        return [count]
-    pairs = count // 2
-    parts = min(math.ceil(count / (size - size % 2)), pairs)
-    sizes = [2 * (pairs // parts + (number < pairs % parts)) for number in range(parts)]
-    return [*sizes[:-1], count - sum(sizes[:-1])]
-
-
 def cut(count: int, size: int) -> list[int]:
     """Cut ``count`` images into batches of ``size`` and a smaller last one; return how many are in each.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,20 @@ from torch import Tensor, nn
 from medic_core.activations import Layers, Recorded, Statistics, is_map, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
-from medic_core.corruption import Waves, corrupt, exchange, exchanged, foreign_parts, leading_waves
-from medic_core.data import STATISTICS_EPOCH, Batches, cut_evenly, cut_in_pairs
+from medic_core.corruption import Waves, corrupt, exchanged, foreign_parts, leading_waves
+from medic_core.data import STATISTICS_EPOCH, Batches
 from medic_core.folding import fold_normalizations
 from medic_core.importance import cloning_loss, layer_importance
-from medic_core.removal.training import Checkpoint, Part, ProgressCallback, seeded, silent, train, without_dropout
+from medic_core.removal.training import (
+    Checkpoint,
+    Part,
+    ProgressCallback,
+    micro_batches,
+    seeded,
+    silent,
+    train,
+    without_dropout,
+)
 from medic_core.suspect import Suspect
 
 
@@ -70,36 +80,35 @@ class Cloning:
 
     def parts(self, images: Tensor, labels: Tensor) -> Iterator[Part]:
         """Yield the losses of a batch, one micro-batch at a time (Algorithm 1, lines 5 to 7)."""
-        seen, foreign = self.shown_to_clone(images)
-        cut = cut_in_pairs if len(foreign) else cut_evenly
-        begin = 0
-        for size in cut(len(labels), self.config.micro_batch_size or len(labels)):
-            here = slice(begin, begin + size)
-            yield self._part(images[here], seen[here], labels[here], foreign[here], batch=len(labels))
-            begin += size
+        for some, known in micro_batches(images, labels, self.config):
+            yield self._part(some, known, self.shown_to_clone(some), batch=len(labels))
 
-    def shown_to_clone(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images as the clone sees them, and where the first of them show their neighbour."""
-        config = self.config
+    def shown_to_clone(self, images: Tensor) -> Shown:
+        """Corrupt and mix images, as the clone will see them."""
+        corrupted = drawn_pairs(len(images), self.config.corruption)
+        plain = len(images) - corrupted
+        before, behind = (drawn_pairs(count, self.config.mixing) for count in (plain, corrupted))
+        images = images.clone()  # the suspect goes on seeing them as they are
         if self.waves is not None:
-            images = corrupt(images, config.corruption, self.waves, self.preprocessing)
-        foreign = foreign_parts(images, config.mixing)
-        return exchange(images, foreign) if len(foreign) else images, foreign
+            images[plain:] = corrupt(images[plain:], self.waves, self.preprocessing)
+        mixed = slice(plain - before, plain + behind)
+        shown = Shown(images, plain, mixed, foreign_parts(images[mixed]))
+        shown.exchange(images, shown.foreign)
+        return shown
 
-    def _part(self, images: Tensor, seen: Tensor, labels: Tensor, foreign: Tensor, *, batch: int) -> Part:
-        """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``, the clone to ``seen``."""
+    def _part(self, images: Tensor, labels: Tensor, shown: Shown, *, batch: int) -> Part:
+        """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``."""
         config, names = self.config, self.layers.names
-        lessons = self._ask_teacher(images, labels, batch=batch)
-        if config.normalize_importance:
-            mass = images.new_full((), len(images) / batch)
-        else:
-            mass = torch.stack([lesson.importance.sum() for lesson in lessons]).mean() / batch
+        lessons = self._lessons(images, labels, shown, batch=batch)
         forget = config.compare == "after_relu"
-        if len(foreign):
-            lessons = [mixed_lesson(lesson, foreign) for lesson in lessons]
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
-            classification = mixed_cross_entropy(self.clone(seen), labels, foreign) / batch
-        cloned = [_compared(records.pop(name), config) for name in names]
+            classification = shown.cross_entropy(self.clone(shown.images), labels) / batch
+        cloned = [
+            _first(len(lesson.taught), _compared(records.pop(name), config))
+            for name, lesson in zip(names, lessons, strict=True)
+        ]
+        total = torch.stack([lesson.importance.sum() for lesson in lessons]).sum()
+        mass = total / sum(len(lesson.importance) for lesson in lessons)
         losses = [
             cloning_loss(
                 lesson.importance,
@@ -116,16 +125,27 @@ class Cloning:
             "loss": classification.detach() + config.cloning_weight * cloning,
             "classification_loss": classification.detach(),
             "cloning_loss": cloning,
-            "importance_mass": mass,  # without normalisation it falls as τ grows: so does λ
+            "importance_mass": mass * len(images) / batch,  # not normalised it falls as τ grows: so does λ
         }
         return Part(values, [classification, *cloned], [None, *(loss.gradient for loss in losses)])
 
-    def _ask_teacher(self, images: Tensor, labels: Tensor, *, batch: int) -> list[Lesson]:
+    def _lessons(self, images: Tensor, labels: Tensor, shown: Shown, *, batch: int) -> list[Lesson]:
+        """Let the suspect teach all layers what it says of plain images, and the last what it says of all."""
+        plain, last = shown.plain, self.layers.names[-1]
+        lessons = self._ask_teacher(images[:plain], labels[:plain], self.layers, batch=batch)
+        if plain < len(images):
+            (more,) = self._ask_teacher(images[plain:], labels[plain:], self.layers.only(last), batch=batch)
+            lessons[-1] = lessons[-1].joined(more)
+        for lesson in lessons:
+            shown.mix(lesson)
+        return lessons
+
+    def _ask_teacher(self, images: Tensor, labels: Tensor, layers: Layers, *, batch: int) -> list[Lesson]:
         """Let the suspect answer, and keep of every layer only what the clone is compared with, and how weighed."""
-        config, names = self.config, self.layers.names
+        config, names = self.config, layers.names
         gradient = config.criteria != "activation"  # which needs no graph
         inputs = images.detach().requires_grad_(gradient)  # where the graph starts: the parameters are frozen
-        with torch.set_grad_enabled(gradient), record_outputs(self.teacher, self.layers) as records:
+        with torch.set_grad_enabled(gradient), record_outputs(self.teacher, layers) as records:
             logits = self.teacher(inputs)
         compared = [_compared(records[name], config) for name in names]
         gradients = self._gradients(logits, labels, compared, batch=batch) if gradient else [None] * len(names)
@@ -153,38 +173,82 @@ class Cloning:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the suspect teaches at one layer: its output where the two are compared, and how much each neuron counts."""
+    """What the suspect teaches at one layer: its output where the two are compared, and how much each neuron counts.
+
+    Both are tensors of their own, to be overwritten.
+    """
 
     taught: Tensor
     importance: Tensor
 
+    def joined(self, other: Lesson) -> Lesson:
+        """Return what is taught of these images and of others behind them."""
+        return Lesson(torch.cat([self.taught, other.taught]), torch.cat([self.importance, other.importance]))
 
-def mixed_lesson(lesson: Lesson, foreign: Tensor) -> Lesson:
-    """Return what the suspect says of images that show their neighbour in part: there it is what it says of that one.
 
-    A position of a map belongs to the image of which most of it is. A layer that is no map of the image, or of one
-    position only, teaches nothing of a mixed image.
+@dataclass(frozen=True)
+class Shown:
+    """Images as the clone sees them: first the plain ones, then those that are corrupted.
 
-    Args:
-        lesson: Of the images as they are.
-        foreign: ``(k, 1, height, width)``, true where the neighbour is shown by the first ``k`` images; one at least.
+    The last plain ones and the first corrupted ones are mixed: each shows a part of its neighbour, with which it makes
+    a pair. How many they are is known without looking at the device.
+
+    Attributes:
+        images: ``(b, 3, height, width)``.
+        plain: How many are not corrupted.
+        mixed: Which are mixed; an even number.
+        foreign: ``(m, 1, height, width)``, true where the mixed ones show their neighbour.
     """
-    taught, importance = lesson.taught, lesson.importance
-    if not is_map(taught.shape, foreign.shape):
-        unmixed = (torch.arange(len(taught), device=taught.device) >= len(foreign)).to(importance.dtype)
-        return Lesson(taught, importance * unmixed.view(-1, *[1] * (importance.dim() - 1)))
-    rows, columns = taught.shape[2:]
-    inside = F.adaptive_avg_pool2d(foreign.to(taught.dtype), (rows, columns)) > 0.5
-    return Lesson(exchange(taught, inside), exchange(importance, inside))
+
+    images: Tensor
+    plain: int
+    mixed: slice
+    foreign: Tensor
+
+    def exchange(self, values: Tensor, inside: Tensor) -> None:
+        """Put in the neighbour's.
+
+        Args:
+            values: Of the images, or of the first of them, ``(b, …)``; overwritten.
+            inside: ``(m, …)``, true where the mixed ones get what their neighbour has.
+        """
+        some = values[self.mixed]
+        values[self.mixed] = torch.where(inside[: len(some)], exchanged(some), some)
+
+    def mix(self, lesson: Lesson) -> None:
+        """Teach of mixed images, where they show their neighbour, what the suspect says of that one.
+
+        A position of a map belongs to the image of which most of it is. A layer that is no map of the image, or of one
+        position only, teaches nothing of a mixed image.
+        """
+        taught, importance, foreign = lesson.taught, lesson.importance, self.foreign
+        if not is_map(taught.shape, foreign.shape):
+            importance[self.mixed] = 0
+        elif len(foreign):
+            rows, columns = taught.shape[2:]
+            inside = F.adaptive_avg_pool2d(foreign.to(taught.dtype), (rows, columns)) > 0.5
+            self.exchange(taught, inside)
+            self.exchange(importance, inside)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum the cross-entropy over images, of both labels by area where a part shows the neighbour."""
+        own = F.cross_entropy(logits, labels, reduction="sum")
+        if not len(self.foreign):
+            return own
+        some, known = logits[self.mixed], labels[self.mixed]
+        areas = self.foreign.to(logits.dtype).mean(dim=(1, 2, 3))
+        mine, other = (F.cross_entropy(some, each, reduction="none") for each in (known, exchanged(known)))
+        return own + (areas * (other - mine)).sum()
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, foreign: Tensor) -> Tensor:
-    """Sum the cross-entropy over images, of both labels by area where a part shows the neighbour."""
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    own, rest = losses.tensor_split([len(foreign)])
-    other = F.cross_entropy(logits[: len(foreign)], exchanged(labels[: len(foreign)]), reduction="none")
-    area = foreign.to(logits.dtype).mean(dim=(1, 2, 3))
-    return torch.lerp(own, other, area).sum() + rest.sum()
+def drawn_pairs(count: int, share: float) -> int:
+    """Return an even number of images, ``share`` of ``count`` on average; from the random state of the CPU."""
+    return min(2 * math.floor(share * count / 2 + float(torch.rand(()))), count - count % 2)
+
+
+def _first(count: int, values: Tensor) -> Tensor:
+    """Of all values those of the first ``count`` images, without a trace in the graph where these are all."""
+    return values if count == len(values) else values[:count]
 
 
 def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:

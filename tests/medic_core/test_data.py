@@ -15,7 +15,6 @@ from medic_core.data import (
     augment,
     cut,
     cut_evenly,
-    cut_in_pairs,
     normalize,
     stratified_holdout,
 )
@@ -139,14 +138,4 @@ def test_micro_batches_are_as_even_as_can_be_and_none_is_of_one_image(count: int
     assert min(sizes) >= 2
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= max(size, 3)
-    assert len(sizes) == 1 or count > size
-
-
-@given(st.integers(2, 200), st.integers(2, 50))
-def test_parts_of_mixed_batches_never_cut_neighbours_apart(count: int, size: int) -> None:
-    sizes = cut_in_pairs(count, size)
-    assert sum(sizes) == count
-    assert min(sizes) >= 2
-    assert max(sizes) <= max(size, 3)
-    assert all(each % 2 == 0 for each in sizes[:-1])
     assert len(sizes) == 1 or count > size

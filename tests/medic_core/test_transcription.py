@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from benchmarks.transcription import losses, mixed, spreads
 from medic_core.architectures import Architecture, find_architecture
 from medic_core.config import LAYER_KINDS, PRESETS, MedicConfig, Preprocessing, expand_preset
-from medic_core.corruption import corrupt, foreign_parts
+from medic_core.corruption import Waves, corrupt, foreign_parts
 from medic_core.data import STATISTICS_EPOCH, Batches
 from medic_core.removal import Progress, Suspect, remove_backdoor
-from medic_core.removal.medic import waves_for
+from medic_core.removal.medic import Shown, drawn_pairs, waves_for
 from medic_core.removal.optimizers import rate_share
 from medic_core.removal.training import seeded
 
@@ -50,7 +50,7 @@ OPTIONS = st.fixed_dictionaries(
         "impact": st.sampled_from(["signed", "magnitude", "relative"]),
         "normalize_importance": st.booleans(),
         "compare": st.sampled_from(["after_relu", "output"]),
-        "corruption": st.sampled_from([0.0, 0.7]),
+        "corruption": st.sampled_from([0.0, 0.7, 1.0]),
         "mixing": st.sampled_from([0.0, 0.7]),
         "schedule": st.sampled_from(["cosine", "linear"]),
         "batch_size": st.integers(3, 5),
@@ -83,10 +83,8 @@ def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[
         torch.manual_seed(config.seed * 1_000_003)
         moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in clone.parameters()]
         for step, (images, labels) in enumerate(clean.shuffled(config, epoch=0)):
-            seen = corrupt(images, config.corruption, waves, clean.preprocessing) if waves else images
-            foreign = foreign_parts(seen, config.mixing)
-            seen = mixed(seen, foreign)
-            classification, cloning = losses(suspect.model, clone, images, seen, labels, spread, config, foreign)
+            shown = shown_to_clone(images, waves, clean.preprocessing, config)
+            classification, cloning = losses(suspect.model, clone, images, shown, labels, spread, config)
             clone.zero_grad()
             (classification + config.cloning_weight * cloning).backward()
             rate = config.learning_rate * rate_share(config.schedule, step, steps=clean.steps(config), epochs=1)
@@ -95,6 +93,17 @@ def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[
             first += float(classification.detach()) * len(labels) / len(clean)
             second += float(cloning.detach()) * len(labels) / len(clean)
     return clone, first, second
+
+
+def shown_to_clone(images: Tensor, waves: Waves | None, preprocessing: Preprocessing, config: MedicConfig) -> Shown:
+    """Change a batch: images at its end are corrupted, and pairs around where those begin are mixed."""
+    corrupted = drawn_pairs(len(images), config.corruption)
+    plain = len(images) - corrupted
+    before, behind = drawn_pairs(plain, config.mixing), drawn_pairs(corrupted, config.mixing)
+    seen = torch.cat([images[:plain], corrupt(images[plain:], waves, preprocessing)]) if waves else images
+    place = slice(plain - before, plain + behind)
+    shown = Shown(seen, plain, place, foreign_parts(seen[place]))
+    return dataclasses.replace(shown, images=mixed(seen, shown))
 
 
 def adam_step(weight: nn.Parameter, mean: Tensor, square: Tensor, *, rate: float, decay: float, step: int) -> None:
@@ -150,8 +159,10 @@ def gradients(suspect: Suspect, clean: Batches, config: MedicConfig) -> list[Ten
 
 
 @settings(max_examples=10, deadline=None)
-@given(OPTIONS.map(lambda options: {**options, "batch_size": 7}), st.sampled_from([2, 3]), st.integers(0, 2**20))
+@given(OPTIONS, st.sampled_from([2, 3]), st.integers(0, 2**20))
 def test_micro_batches_have_the_gradient_of_the_whole_batch(options: dict[str, object], size: int, seed: int) -> None:
+    """But for which images are corrupted and mixed, and how: that is drawn for each."""
+    options |= {"batch_size": 7, "corruption": 0.0, "mixing": 0.0}
     _, clean = drawn(width=1, side=8, images=14, classes=3, seed=seed)
     with seeded(seed):
         suspect = Suspect(Apart().build().eval(), Apart())
@@ -159,3 +170,12 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(options: dict[str, o
     parts = dataclasses.replace(whole, micro_batch_size=size)
     for one, other in zip(gradients(suspect, clean, whole), gradients(suspect, clean, parts), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+@given(st.integers(0, 40), st.floats(0, 1))
+def test_as_many_images_are_drawn_as_were_asked_for_on_average_and_in_pairs(count: int, share: float) -> None:
+    with seeded(0):
+        drawn_counts = [drawn_pairs(count, share) for _ in range(400)]
+    assert all(each % 2 == 0 and 0 <= each <= count for each in drawn_counts)
+    assert all(abs(each - share * count) <= 2 for each in drawn_counts)
+    assert sum(drawn_counts) / 400 == pytest.approx(share * count, abs=0.2 if count % 2 == 0 else 1.01)
