@@ -107,8 +107,7 @@ class Cloning:
             _first(len(lesson.taught), _compared(records.pop(name), config))
             for name, lesson in zip(names, lessons, strict=True)
         ]
-        total = torch.stack([lesson.importance.sum() for lesson in lessons]).sum()
-        mass = total / sum(len(lesson.importance) for lesson in lessons)
+        mass = self._mass(lessons) * len(images) / batch
         losses = [
             cloning_loss(
                 lesson.importance,
@@ -125,9 +124,16 @@ class Cloning:
             "loss": classification.detach() + config.cloning_weight * cloning,
             "classification_loss": classification.detach(),
             "cloning_loss": cloning,
-            "importance_mass": mass * len(images) / batch,  # not normalised it falls as τ grows: so does λ
+            "importance_mass": mass,  # without normalisation it falls as τ grows: so does λ
         }
         return Part(values, [classification, *cloned], [None, *(loss.gradient for loss in losses)])
+
+    def _mass(self, lessons: Sequence[Lesson]) -> Tensor:
+        """Mean over samples and layers of what a sample's importance sums to."""
+        weights = [lesson.importance for lesson in lessons]
+        if self.config.normalize_importance:
+            return weights[0].new_ones(())
+        return torch.stack([each.sum() for each in weights]).sum() / sum(map(len, weights))
 
     def _lessons(self, images: Tensor, labels: Tensor, shown: Shown, *, batch: int) -> list[Lesson]:
         """Let the suspect teach all layers what it says of plain images, and the last what it says of all."""
