@@ -131,8 +131,14 @@ def costs_markdown(found: Costs) -> str:
     )
     head += f" on one kind of processor: {found.cpu or 'none yet'}.\n\n"
     head += "| method | epochs | epochs in the paper | seconds | × `default` | cells |\n" + "|---" * 6 + "|\n"
-    lines = ["| " + " | ".join("–" if e is None else f"{e}" for e in row.values()) + " |" for row in found.rows]
+    lines = ["| " + " | ".join(map(_entry, row.values())) + " |" for row in found.rows]
     return head + "\n".join(lines) + "\n"
+
+
+def _entry(value: str | float | None) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def markdown(title: str, rows: Sequence[Row], *, axis: str | None) -> str:

@@ -23,7 +23,10 @@ from benchmarks.rendering import Row, costs, costs_markdown, draw, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, unseen_images, weights_of
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
 COLUMNS = ("attack", "method", "acc", "asr", "ra", "der", "n", "seed", "seconds", "triggered_n")
+EMBEDDED = ("table1", "published", "epochs")
+"""Tables that the README shows."""
 FIGURES = {
     **{"acc": "accuracy", "asr": "attack_success", "ra": "recovery", "der": "der"},
     **{"n": "n", "triggered_n": "triggered_n", "seconds": "seconds", "epochs": "epochs"},
@@ -201,6 +204,26 @@ def write(name: str, rows: Sequence[Row], results: Path = RESULTS) -> None:
         draw(results / f"{name}.png", table.title, measured, axis=table.axis)
 
 
+def shown(name: str, results: Path = RESULTS) -> str:
+    """Return the lines of a written table, without what stands above them."""
+    lines = (results / f"{name}.md").read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))
+
+
+def embed(text: str, name: str, lines: str) -> str:
+    """Put a table between its marks in a text.
+
+    Raises:
+        ValueError: The text has no such marks.
+    """
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, behind = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"no marks {begin.strip()} … {end.strip()}")
+    return f"{before}{begin}{lines}{end}{behind}"
+
+
 def write_costs(rows: Sequence[Row], results: Path = RESULTS) -> None:
     """Write what each method costs, as CSV, JSON and Markdown."""
     found = costs(rows)
@@ -249,6 +272,8 @@ def main(
     (RESULTS / "claims.json").write_text(json.dumps({"claims": judge(tables)}, indent=2) + "\n")
     compared = {(row.attack, row.method, row.seed): row for name in ("table1", "published") for row in tables[name]}
     write_costs(list(compared.values()))
+    for name in EMBEDDED:
+        README.write_text(embed(README.read_text(), name, shown(name)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.cells import COLUMNS, UNTOUCHED, Cell, Sheet
 from benchmarks.claims import judge
 from benchmarks.rendering import Row, costs, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, ZOO, architecture_of
-from benchmarks.tables import METHODS, TABLES, rows_of, write
+from benchmarks.tables import EMBEDDED, METHODS, README, TABLES, embed, rows_of, shown, write
 from medic_core.config import RemovalConfig
 
 
@@ -113,6 +113,20 @@ def test_what_is_missing_is_said_to_be_missing(tmp_path: Path) -> None:
     assert text.count("missing") == len(others)
     assert "88.0 / 2.0 / 87.0" in text
     assert (tmp_path / "table1.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_readme_shows_the_tables_that_are_kept(name: str) -> None:
+    text = README.read_text()
+    assert embed(text, name, shown(name)) == text
+
+
+def test_a_table_is_embedded_between_its_marks_alone() -> None:
+    text = "a\n<!-- one -->\nold\n<!-- /one -->\nb\n<!-- two -->\nkept\n<!-- /two -->\n"
+    found = embed(text, "one", "| new |\n| 2 |")
+    assert found == text.replace("old", "| new |\n| 2 |")
+    with pytest.raises(ValueError, match="three"):
+        embed(text, "three", "")
 
 
 def test_a_cell_of_several_seeds_is_their_mean() -> None:
