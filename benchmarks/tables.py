@@ -150,6 +150,13 @@ def by_need(profile: Profile, seed: int) -> Iterator[Entry]:
         yield Entry("scratch", apart("badnet", {"method": "scratch"}, seed, _per_class(images)), images)
 
 
+def by_epochs(_: Profile, seed: int) -> Iterator[Entry]:
+    """What fewer epochs give and more; None stands for 30, as many as there are with 2,500 images."""
+    for attack in ("badnet", "cleanlabel"):
+        for epochs in (5, 10, 20, None, 60):
+            yield Entry("medic", apart(attack, {"epochs": epochs} if epochs else {}, seed), epochs or 30)
+
+
 def _per_class(images: int) -> int | None:
     """None for what the paper gives, of which some classes have more than others."""
     return None if images == 2500 else images // 10
@@ -165,6 +172,7 @@ TABLES: Mapping[str, Table] = {
     "figure7": Table("Figure 7: criteria of importance, clean-label", by_criteria, "temperature τ"),
     "figure6": Table("Figure 6: λ and τ, clean-label", by_weight, "temperature τ"),
     "figure3": Table("Figure 3: clean data needed, BadNet", by_need, "clean images"),
+    "duration": Table("Preset default: what fewer epochs give and more", by_epochs, "epochs"),
     "figure8": Table("Figure 8: architectures, BadNet", by_architecture, "temperature τ"),
     "table2": Table(
         "Table 2: activations of benign and triggered images held together",
