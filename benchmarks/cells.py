@@ -19,7 +19,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from benchmarks.machine import describe_processor
+from benchmarks.machine import describe_processor, replaced
 from benchmarks.suspects import clean_images, suspect, target_of, triggered
 from medic_core.config import RemovalConfig, expand_preset
 from medic_core.data import Batches
@@ -156,14 +156,10 @@ class Sheet:
 
     def keep(self, row: Mapping[str, Any]) -> None:
         """Add a row, in the place of one of the same cell."""
-        with self.path.open("a+", newline="") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            others = [each for each in csv.DictReader(file) if key_of(each) != key_of(row)]
-            file.truncate(0)
+        with replaced(self.path) as fresh, fresh.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows([*others, row])
+            writer.writerows([*(each for each in self.rows() if key_of(each) != key_of(row)), row])
 
     def fill(self, cell: Cell, shown: Batches) -> dict[str, str] | None:
         """Measure a cell that has no row and that no other process is about; return its row where it is new."""

@@ -6,9 +6,12 @@ import fcntl
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
+from zlib import crc32
 
 
 def describe_processor() -> str:
@@ -31,17 +34,33 @@ def describe_machine() -> dict[str, str | int | None]:
     }
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON."""
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
 def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
     """Keep figures as JSON, with the machine that they were measured on."""
-    path.write_text(json.dumps({"machine": describe_machine(), **figures}, indent=2) + "\n")
+    write_json(path, {"machine": describe_machine(), **figures})
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Give the body a file to write that then takes the place of ``path`` at once; one process at a time.
+
+    A body that fails leaves ``path`` as it was.
+    """
+    name = crc32(str(path.resolve()).encode())
+    with (Path(gettempdir()) / f"medic-file-{name:08x}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh = path.with_name(f".{path.name}.new")
+        yield fresh
+        fresh.replace(path)
 
 
 def keep_among(path: Path, entry: Mapping[str, Any], key: Sequence[str]) -> None:
     """Keep an entry in a list, in the place of the one of the same ``key``; several processes may do so at once."""
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        others = [each for each in json.loads(file.read() or "[]") if any(each[name] != entry[name] for name in key)]
-        entries = sorted([*others, entry], key=lambda each: json.dumps([each[name] for name in key]))
-        file.truncate(0)
-        file.write(json.dumps(entries, indent=2) + "\n")
+    with replaced(path) as fresh:
+        kept = json.loads(path.read_text()) if path.exists() else []
+        others = [each for each in kept if any(each[name] != entry[name] for name in key)]
+        write_json(fresh, sorted([*others, entry], key=lambda each: json.dumps([each[name] for name in key])))

@@ -129,10 +129,15 @@ def show(result: Mapping[str, Any]) -> str:
     )
 
 
+def cell_of(result: Mapping[str, Any], per_class: int | None) -> Cell:
+    """Return the cell that a result is of."""
+    preset = result["settings"]["preset"]
+    return Cell(result["attack"], {} if preset == "default" else {"preset": preset}, result["seed"], per_class)
+
+
 def as_row(result: Mapping[str, Any], per_class: int | None) -> dict[str, Any]:
     """Return a result as a row of ``benchmarks.cells``; what its report lacks stays empty."""
-    preset, summary = result["settings"]["preset"], result["summary"]
-    cell = Cell(result["attack"], {} if preset == "default" else {"preset": preset}, result["seed"], per_class)
+    cell, summary = cell_of(result, per_class), result["summary"]
     shares = {figure: summary[name]["after"] for figure, name in FIGURES.items()}
     shares["der"] = summary["defense_effectiveness_rating"]
     name, resolved, clean = cell.key()
@@ -159,6 +164,13 @@ def run_all(
                 yield run_one(attack, clean, triggered, folder, {"preset": preset, "seed": str(seed)})
 
 
+def keep_row(sheet: Sheet, result: Mapping[str, Any], per_class: int | None) -> None:
+    """Keep a result as a row, unless there is one that says more."""
+    kept = sheet.find(cell_of(result, per_class))
+    if kept is None or not kept["seconds"]:
+        sheet.keep(as_row(result, per_class))
+
+
 @click.command()
 @click.option("--seed", "seeds", multiple=True, default=(SEED,), show_default=True)
 @click.option("--preset", default=PRESET, show_default=True)
@@ -171,7 +183,7 @@ def main(seeds: tuple[int, ...], preset: str, only: tuple[str, ...], per_class: 
     for result in run_all(only or GIVEN, seeds, preset, per_class):
         click.echo(show(result))
         keep_among(RESULTS / "repairs.json", {**result, "machine": describe_machine()}, ("attack", "settings", "clean"))
-        Sheet(RESULTS / "cells.csv").keep(as_row(result, per_class))
+        keep_row(Sheet(RESULTS / "cells.csv"), result, per_class)
         results.append(result)
     if (seeds, preset, only, per_class) == ((SEED,), PRESET, (), None):
         write_figures(RESULTS / "real.json", {"results": results})

@@ -57,7 +57,7 @@ class Row:
         x: Where it stands on its curve; None where there are no curves.
         figures: Accuracy, attack success, recovery and DER in percent, how many images and triggered images they are
             of, seconds, epochs; empty where the cell is missing.
-        cpu: Of which the seconds are; empty where nobody knows.
+        cpu: Of one thread of which the seconds are; empty where nobody knows.
     """
 
     attack: str
@@ -86,21 +86,21 @@ PAPER_EPOCHS: Mapping[str, int] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Costs:
-    """What each method takes, of the processor on which most methods were timed."""
+    """What each method takes, on the processor on which most methods were timed, preset ``default`` among them."""
 
     cpu: str
     rows: Sequence[Mapping[str, str | float | None]]
 
 
 def costs(rows: Sequence[Row]) -> Costs:
-    """Say for each method how many epochs a repair takes, the paper's, and its median seconds over all cells.
+    """Say for each method how many epochs a repair takes, the paper's, and its median seconds on one processor.
 
-    Seconds are the processor's; ``times_medic`` is their ratio to those of preset ``default``.
+    Seconds are what its cores worked; ``times_medic`` is their ratio to those of preset ``default``.
     """
     measured = [row for row in rows if row.figures and row.method != "none"]
     timed = [row for row in measured if row.cpu and "seconds" in row.figures]
     methods = {cpu: {row.method for row in timed if row.cpu == cpu} for cpu in sorted({row.cpu for row in timed})}
-    cpu = max(methods, key=lambda each: len(methods[each]), default="")
+    cpu = max(methods, key=lambda each: ("medic" in methods[each], len(methods[each])), default="")
     epochs: dict[str, float] = {}
     for row in measured:
         epochs[row.method] = max(epochs.get(row.method, 0.0), row.figures["epochs"])
@@ -127,10 +127,11 @@ def costs(rows: Sequence[Row]) -> Costs:
 def costs_markdown(found: Costs) -> str:
     """Write what ``costs`` says as a table."""
     head = (
-        "# Appendix E.5: what a repair costs\n\n2,500 images, one thread; seconds are medians over cells, all measured"
+        "# Appendix E.5: what a repair costs\n\n"
+        "2,500 images, one thread; seconds are medians over cells that were measured on the same kind of processor: "
+        f"{found.cpu or 'none yet'}.\n\n"
+        "| method | epochs | epochs in the paper | seconds | × `default` | cells |\n" + "|---" * 6 + "|\n"
     )
-    head += f" on one kind of processor: {found.cpu or 'none yet'}.\n\n"
-    head += "| method | epochs | epochs in the paper | seconds | × `default` | cells |\n" + "|---" * 6 + "|\n"
     lines = ["| " + " | ".join(map(_entry, row.values())) + " |" for row in found.rows]
     return head + "\n".join(lines) + "\n"
 

@@ -116,6 +116,8 @@ def losses(
     labels: Tensor,
     spread: Mapping[str, Spread],
     config: MedicConfig,
+    *,
+    batch: int,
 ) -> tuple[Tensor, Tensor]:
     """Return classification and cloning loss of one batch, with the graph to the clone.
 
@@ -127,21 +129,25 @@ def losses(
         labels: True classes.
         spread: Of every layer of the suspect.
         config: Of the cloning.
+        batch: Images of the whole batch, of which these may be a part: what sums are divided by.
     """
     taught, answer = observe(suspect, images.detach().requires_grad_()), observe(clone, shown.images)
-    own = F.cross_entropy(taught.logits, labels, reduction="mean" if config.gradient == "batch_mean" else "sum")
+    own = F.cross_entropy(taught.logits, labels, reduction="sum")
+    if config.gradient == "batch_mean":
+        own = own / batch
     names = layers_of(suspect, config)
     lessons, replies = ([_compared(each, name, config) for name in names] for each in (taught, answer))
     gradients = torch.autograd.grad(own, lessons, materialize_grads=True)
+    last = [name for name in taught.output if name in names][-1]  # to run
     cloning = answer.logits.new_zeros(())
     for name, lesson, reply, gradient in zip(names, lessons, replies, gradients, strict=True):
         weights = importance(taught.output[name], gradient, spread[name], config).detach()
         aim, weights = mixed(lesson.detach(), shown), mixed(weights, shown, elsewhere=0.0)
-        if name != names[-1]:
+        if name != last:
             weights[shown.plain :] = 0
         distance = ((aim - reply) / spread[name].sigma).square()
-        cloning = cloning + (weights * distance).flatten(1).sum(dim=1).mean()
-    return _classification(answer.logits, labels, shown), cloning
+        cloning = cloning + (weights * distance).sum() / batch
+    return _classification(answer.logits, labels, shown).sum() / batch, cloning
 
 
 def mixed(values: Tensor, shown: Shown, elsewhere: float | None = None) -> Tensor:
@@ -177,7 +183,7 @@ def _classification(logits: Tensor, labels: Tensor, shown: Shown) -> Tensor:
     for number, neighbour, part in _pairs(shown):
         share = part.to(logits.dtype).mean()
         targets[number] = (1 - share) * plain[number] + share * plain[neighbour]
-    return -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    return -(targets * logits.log_softmax(dim=1)).sum(dim=1)
 
 
 def _compared(observed: Observed, name: str, config: CloningConfig) -> Tensor:

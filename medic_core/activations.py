@@ -53,14 +53,16 @@ class Layers:
     Attributes:
         names: Of the modules.
         rewritten: Those whose output an in-place operation downstream rewrites, so that a copy must go on instead.
+        last: The one that is the last to run.
     """
 
     names: tuple[str, ...]
     rewritten: frozenset[str]
+    last: str
 
-    def only(self, name: str) -> Layers:
-        """Return one of them."""
-        return Layers((name,), self.rewritten & {name})
+    def last_alone(self) -> Layers:
+        """Return what records the last layer and nothing else."""
+        return Layers((self.last,), self.rewritten & {self.last}, self.last)
 
 
 @contextmanager
@@ -192,9 +194,10 @@ def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[
     if problems:
         raise LayerNotFoundError(*problems)
     ordered = tuple(name for name in known if name in picked)
-    with torch.no_grad(), record_outputs(model, Layers(ordered, frozenset(ordered))):  # says which do not run once
+    everything = Layers(ordered, frozenset(ordered), last=ordered[-1])
+    with torch.no_grad(), record_outputs(model, everything) as records:  # says which do not run once
         model(images)
-    return Layers(ordered, _rewritten(model, ordered, images))
+    return Layers(ordered, _rewritten(model, ordered, images), last=list(records)[-1])
 
 
 def _rewritten(model: nn.Module, names: Sequence[str], images: Tensor) -> frozenset[str]:

@@ -85,21 +85,23 @@ class Cloning:
 
     def shown_to_clone(self, images: Tensor) -> Shown:
         """Corrupt and mix images, as the clone will see them."""
-        corrupted = drawn_pairs(len(images), self.config.corruption)
-        plain = len(images) - corrupted
-        before, behind = (drawn_pairs(count, self.config.mixing) for count in (plain, corrupted))
+        plain = len(images) - drawn(len(images), self.config.corruption)
+        before, behind = (2 * drawn(count // 2, self.config.mixing) for count in (plain, len(images) - plain))
+        mixed = slice(plain - before, plain + behind)
         images = images.clone()  # the suspect goes on seeing them as they are
         if self.waves is not None:
             images[plain:] = corrupt(images[plain:], self.waves, self.preprocessing)
-        mixed = slice(plain - before, plain + behind)
-        shown = Shown(images, plain, mixed, foreign_parts(images[mixed]))
-        shown.exchange(images, shown.foreign)
-        return shown
+        foreign = foreign_parts(images[mixed])
+        exchange(images, mixed, foreign)
+        return Shown(images, plain, mixed, foreign)
 
     def _part(self, images: Tensor, labels: Tensor, shown: Shown, *, batch: int) -> Part:
         """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``."""
         config, names = self.config, self.layers.names
-        lessons = self._lessons(images, labels, shown, batch=batch)
+        lessons = self._lessons(images, labels, shown.plain, batch=batch)
+        mass = self._mass(lessons) * len(images) / batch
+        for lesson in lessons:
+            shown.mix(lesson)
         forget = config.compare == "after_relu"
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
             classification = shown.cross_entropy(self.clone(shown.images), labels) / batch
@@ -107,7 +109,6 @@ class Cloning:
             _first(len(lesson.taught), _compared(records.pop(name), config))
             for name, lesson in zip(names, lessons, strict=True)
         ]
-        mass = self._mass(lessons) * len(images) / batch
         losses = [
             cloning_loss(
                 lesson.importance,
@@ -135,15 +136,13 @@ class Cloning:
             return weights[0].new_ones(())
         return torch.stack([each.sum() for each in weights]).sum() / sum(map(len, weights))
 
-    def _lessons(self, images: Tensor, labels: Tensor, shown: Shown, *, batch: int) -> list[Lesson]:
-        """Let the suspect teach all layers what it says of plain images, and the last what it says of all."""
-        plain, last = shown.plain, self.layers.names[-1]
+    def _lessons(self, images: Tensor, labels: Tensor, plain: int, *, batch: int) -> list[Lesson]:
+        """Let the suspect teach all layers what it says of the plain images, and the last to run what of all."""
         lessons = self._ask_teacher(images[:plain], labels[:plain], self.layers, batch=batch)
         if plain < len(images):
-            (more,) = self._ask_teacher(images[plain:], labels[plain:], self.layers.only(last), batch=batch)
-            lessons[-1] = lessons[-1].joined(more)
-        for lesson in lessons:
-            shown.mix(lesson)
+            (more,) = self._ask_teacher(images[plain:], labels[plain:], self.layers.last_alone(), batch=batch)
+            last = self.layers.names.index(self.layers.last)
+            lessons[last] = lessons[last].joined(more)
         return lessons
 
     def _ask_teacher(self, images: Tensor, labels: Tensor, layers: Layers, *, batch: int) -> list[Lesson]:
@@ -155,7 +154,7 @@ class Cloning:
             logits = self.teacher(inputs)
         compared = [_compared(records[name], config) for name in names]
         gradients = self._gradients(logits, labels, compared, batch=batch) if gradient else [None] * len(names)
-        lessons = []
+        lessons: list[Lesson] = []
         for name, taught in zip(names, compared, strict=True):
             importance = layer_importance(
                 records.pop(name).output.detach(),  # popped, so that memory goes as soon as it can
@@ -166,7 +165,8 @@ class Cloning:
                 normalize=config.normalize_importance,
                 impact_alone=config.criteria == "impact",
             )
-            lessons.append(Lesson(taught.detach(), importance))
+            shared = any(taught.data_ptr() == lesson.taught.data_ptr() for lesson in lessons)  # by nested modules
+            lessons.append(Lesson(taught.detach().clone() if shared else taught.detach(), importance))
         return lessons
 
     def _gradients(self, logits: Tensor, labels: Tensor, at: Sequence[Tensor], *, batch: int) -> list[Tensor | None]:
@@ -211,16 +211,6 @@ class Shown:
     mixed: slice
     foreign: Tensor
 
-    def exchange(self, values: Tensor, inside: Tensor) -> None:
-        """Put in the neighbour's.
-
-        Args:
-            values: Of the images, or of the first of them, ``(b, …)``; overwritten.
-            inside: ``(m, …)``, true where the mixed ones get what their neighbour has.
-        """
-        some = values[self.mixed]
-        values[self.mixed] = torch.where(inside[: len(some)], exchanged(some), some)
-
     def mix(self, lesson: Lesson) -> None:
         """Teach of mixed images, where they show their neighbour, what the suspect says of that one.
 
@@ -233,8 +223,8 @@ class Shown:
         elif len(foreign):
             rows, columns = taught.shape[2:]
             inside = F.adaptive_avg_pool2d(foreign.to(taught.dtype), (rows, columns)) > 0.5
-            self.exchange(taught, inside)
-            self.exchange(importance, inside)
+            exchange(taught, self.mixed, inside)
+            exchange(importance, self.mixed, inside)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum the cross-entropy over images, of both labels by area where a part shows the neighbour."""
@@ -247,9 +237,21 @@ class Shown:
         return own + (areas * (other - mine)).sum()
 
 
-def drawn_pairs(count: int, share: float) -> int:
-    """Return an even number of images, ``share`` of ``count`` on average; from the random state of the CPU."""
-    return min(2 * math.floor(share * count / 2 + float(torch.rand(()))), count - count % 2)
+def drawn(count: int, share: float) -> int:
+    """Return a number, ``share`` of ``count`` on average and next to it; from the random state of the CPU."""
+    return math.floor(share * count + float(torch.rand(())))
+
+
+def exchange(values: Tensor, mixed: slice, inside: Tensor) -> None:
+    """Put in what neighbours have.
+
+    Args:
+        values: Of images, or of the first of them, ``(b, …)``; overwritten.
+        mixed: The images that get something, in pairs.
+        inside: ``(m, …)``, true where they get it.
+    """
+    some = values[mixed]
+    values[mixed] = torch.where(inside[: len(some)], exchanged(some), some)
 
 
 def _first(count: int, values: Tensor) -> Tensor:

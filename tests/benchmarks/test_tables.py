@@ -143,6 +143,7 @@ def test_what_a_method_costs_is_the_median_of_its_cells_on_one_processor_beside_
         for seed, each in enumerate(seconds)
     ]
     rows += [
+        Row("sig", "distill", 1, None, {"seconds": 9.0, "epochs": 60.0}, "a better known one"),
         Row("sig", "medic", 0, None, {}),
         Row("sig", "none", 0, None, {"seconds": 0.0, "epochs": 0.0}, "this one"),
         Row("sig", "fine_tune", 0, None, {"seconds": 4.0, "epochs": 30.0}, "a faster one"),
@@ -160,6 +161,17 @@ def test_what_a_method_costs_is_the_median_of_its_cells_on_one_processor_beside_
         None,
         0,
     )
+
+
+def test_what_fails_to_be_written_leaves_what_was_kept(tmp_path: Path) -> None:
+    sheet, cell = Sheet(tmp_path / "cells.csv"), Cell("badnet")
+    sheet.keep(row(cell, accuracy="88.00"))
+    before = sheet.path.read_bytes()
+    with pytest.raises(ValueError, match="unknown"):
+        sheet.keep(row(Cell("sig"), unknown="column"))
+    assert sheet.path.read_bytes() == before
+    sheet.keep(row(Cell("sig")))
+    assert len(sheet.rows()) == 2
 
 
 def test_a_row_of_the_same_cell_takes_the_place_of_the_former(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def frozen(net: nn.Module) -> nn.Module:
 
 
 def layers(*names: str, rewritten: tuple[str, ...] = ()) -> Layers:
-    return Layers(names, frozenset(rewritten))
+    return Layers(names, frozenset(rewritten), last=names[-1])
 
 
 def selected(net: nn.Module, *names: str, images: Tensor) -> Layers:
@@ -50,6 +50,14 @@ def selected(net: nn.Module, *names: str, images: Tensor) -> Layers:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_last_layer_is_the_last_to_run_and_not_the_last_by_name() -> None:
+    inner = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU())
+    net, images = nn.Sequential(inner, nn.Flatten(), nn.Linear(48, 2)), torch.randn(2, 2, 4, 4)
+    assert selected(net, "0", "0.0", images=images).last == "0"  # a container is named before what is in it
+    assert selected(net, "0.0", "2", images=images).last == "2"
+    assert selected(net, "0", "0.0", images=images).last_alone().names == ("0",)
 
 
 @pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS.keys())
