@@ -6,7 +6,7 @@ For presets ``authors`` and ``default`` on WRN-16-1, batches of 64, all in one r
   and augmented one by one by PIL and torchvision;
 - ``ours``: what ``remove_backdoor`` does, data included;
 - ``floor``: the passes that are asked for and nothing else: the clone forward and backward, the same optimiser, the
-  suspect as it was uploaded forward and the gradient at its recorded activations, of corrupted images at the last layer
+  suspect as it was uploaded forward and the gradient at its recorded activations, of distorted images at the last layer
   alone; on the same tensors every time, in the faster memory format.
 
 The headline ratios are those of a step of ``default``: how many of them fit into one step of the transcription of
@@ -120,7 +120,7 @@ def floor_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
     optimizers = build_optimizers(clone, config)
     inputs, labels = next(data.shuffled(config, epoch=0))
     inputs = inputs.to(memory_format=torch.channels_last).requires_grad_()
-    plain = len(labels) - round(config.corruption * len(labels))
+    whole = len(labels) - round(config.corruption * len(labels))
     outputs: dict[str, Tensor] = {}
     for name in cloning.layers.names:
         teacher.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
@@ -131,9 +131,9 @@ def floor_step(given: Suspect, data: Batches, config: MedicConfig) -> Step:
         outputs.clear()
 
     def parts() -> Iterator[Part]:
-        ask(slice(plain), cloning.layers.names)
-        if plain < len(labels):
-            ask(slice(plain, None), [cloning.layers.last])
+        ask(slice(whole), cloning.layers.names)
+        if whole < len(labels):
+            ask(slice(whole, None), [cloning.layers.last])
         loss = F.cross_entropy(clone(inputs.detach()), labels)
         yield Part({"loss": loss}, [loss], [None])
 

@@ -144,7 +144,7 @@ def losses(
         weights = importance(taught.output[name], gradient, spread[name], config).detach()
         aim, weights = mixed(lesson.detach(), shown), mixed(weights, shown, elsewhere=0.0)
         if name != last:
-            weights[shown.plain :] = 0
+            weights[shown.whole :] = 0
         distance = ((aim - reply) / spread[name].sigma).square()
         cloning = cloning + (weights * distance).sum() / batch
     return _classification(answer.logits, labels, shown).sum() / batch, cloning

@@ -179,9 +179,10 @@ class CloningConfig(Config):
             whatever τ is.
         compare: A layer whose output enters a ReLU is compared ``after_relu`` (and the gradient is read there), or at
             its own ``output``. The activation term is always of the output.
-        corruption: Share of the images that the clone sees warped, with waves and with rectangles of noise; the suspect
-            sees them as they are. So the clone is taught not to listen to patterns that clean images lack. They are
-            compared at the last layer alone: in those before it shows what was done to pixels, whatever a clone learns.
+        corruption: Share of the images that the clone sees warped and with waves, and, of the others as well, with
+            rectangles of noise; the suspect sees them as they are. So the clone is taught not to listen to patterns
+            that clean images lack. Those with waves are compared at the last layer to run alone: the layers before it
+            show what was done to pixels, whatever a clone learns.
         mixing: Share of the images of which, in pairs, the clone sees a part of the other instead, and is compared
             there with what the suspect says of that other. So it is taught to hear no more in two things than in each.
     """

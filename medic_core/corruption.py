@@ -13,13 +13,26 @@ from medic_core.config import Preprocessing
 from medic_core.data import normalize
 
 
-def corrupt(inputs: Tensor, waves: Waves, preprocessing: Preprocessing) -> Tensor:
-    """Do to images what no clean image shows; from the device's random state.
+def add_noise(inputs: Tensor, share: float, preprocessing: Preprocessing) -> Tensor:
+    """Put rectangles of noise on images; from the device's random state.
 
-    An image gets each of two rectangles of noise and a wave with probability ¾, and a warp with probability ¼:
+    Each of two with probability ¾, with sides from 2 pixels to a quarter of the image's; noise is independent by pixel,
+    and in one image in colour or grey, of any value or black and white.
 
-    - A rectangle has sides from 2 pixels to a quarter of the image's; its noise is independent by pixel, and in one
-      image in colour or grey, of any value or black and white.
+    Args:
+        inputs: ``(b, 3, height, width)``, as the model takes them.
+        share: Chance of an image to get any.
+        preprocessing: Which the noise goes through as well.
+    """
+    inside = (_rectangles(inputs, 0.75) | _rectangles(inputs, 0.75)) & _chosen(inputs, share)
+    return torch.where(inside, normalize(_noise(inputs), preprocessing), inputs)
+
+
+def distort(inputs: Tensor, waves: Waves, preprocessing: Preprocessing) -> Tensor:
+    """Change whole images as no clean image shows; from the device's random state.
+
+    An image gets a wave with probability ¾ and a warp with probability ¼:
+
     - A wave goes over the whole image and all colours, with an amplitude of up to a fifth of the value range: a sine
       or its sign in any direction, of one period on the longer side to one in two pixels, as often as ``waves`` says.
     - A warp moves pixels along a smooth field, by up to a thirty-second of a side.
@@ -27,12 +40,10 @@ def corrupt(inputs: Tensor, waves: Waves, preprocessing: Preprocessing) -> Tenso
     Args:
         inputs: ``(b, 3, height, width)``, as the model takes them.
         waves: What to draw from.
-        preprocessing: Which rectangles and waves go through as well.
+        preprocessing: Which waves go through as well.
     """
     warped = _warp(inputs, _chosen(inputs, 0.25))
-    waved = _add_wave(warped, waves.draw(inputs) * _chosen(inputs, 0.75), preprocessing)
-    inside = _rectangles(inputs, 0.75) | _rectangles(inputs, 0.75)
-    return torch.where(inside, normalize(_noise(inputs), preprocessing), waved)
+    return _add_wave(warped, waves.draw(inputs) * _chosen(inputs, 0.75), preprocessing)
 
 
 def _chosen(images: Tensor, share: float) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medic_core.activations import Layers, Recorded, Statistics, is_map, layer_statistics, record_outputs, select_layers
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
-from medic_core.corruption import Waves, corrupt, exchanged, foreign_parts, leading_waves
+from medic_core.corruption import Waves, add_noise, distort, exchanged, foreign_parts, leading_waves
 from medic_core.data import STATISTICS_EPOCH, Batches
 from medic_core.folding import fold_normalizations
 from medic_core.importance import cloning_loss, layer_importance
@@ -85,20 +85,22 @@ class Cloning:
 
     def shown_to_clone(self, images: Tensor) -> Shown:
         """Corrupt and mix images, as the clone will see them."""
-        plain = len(images) - drawn(len(images), self.config.corruption)
-        before, behind = (2 * drawn(count // 2, self.config.mixing) for count in (plain, len(images) - plain))
-        mixed = slice(plain - before, plain + behind)
+        share, preprocessing = self.config.corruption, self.preprocessing
+        whole = len(images) - drawn(len(images), share)
+        before, behind = (2 * drawn(count // 2, self.config.mixing) for count in (whole, len(images) - whole))
+        mixed = slice(whole - before, whole + behind)
         images = images.clone()  # the suspect goes on seeing them as they are
         if self.waves is not None:
-            images[plain:] = corrupt(images[plain:], self.waves, self.preprocessing)
+            images[:whole] = add_noise(images[:whole], share, preprocessing)
+            images[whole:] = add_noise(distort(images[whole:], self.waves, preprocessing), 1.0, preprocessing)
         foreign = foreign_parts(images[mixed])
         exchange(images, mixed, foreign)
-        return Shown(images, plain, mixed, foreign)
+        return Shown(images, whole, mixed, foreign)
 
     def _part(self, images: Tensor, labels: Tensor, shown: Shown, *, batch: int) -> Part:
         """Losses of a micro-batch, divided by ``batch``; the suspect answers to ``images``."""
         config, names = self.config, self.layers.names
-        lessons = self._lessons(images, labels, shown.plain, batch=batch)
+        lessons = self._lessons(images, labels, shown.whole, batch=batch)
         mass = self._mass(lessons) * len(images) / batch
         for lesson in lessons:
             shown.mix(lesson)
@@ -136,11 +138,11 @@ class Cloning:
             return weights[0].new_ones(())
         return torch.stack([each.sum() for each in weights]).sum() / sum(map(len, weights))
 
-    def _lessons(self, images: Tensor, labels: Tensor, plain: int, *, batch: int) -> list[Lesson]:
-        """Let the suspect teach all layers what it says of the plain images, and the last to run what of all."""
-        lessons = self._ask_teacher(images[:plain], labels[:plain], self.layers, batch=batch)
-        if plain < len(images):
-            (more,) = self._ask_teacher(images[plain:], labels[plain:], self.layers.last_alone(), batch=batch)
+    def _lessons(self, images: Tensor, labels: Tensor, whole: int, *, batch: int) -> list[Lesson]:
+        """Let the suspect teach the last layer to run what it says of all images, the others what of the first."""
+        lessons = self._ask_teacher(images[:whole], labels[:whole], self.layers, batch=batch)
+        if whole < len(images):
+            (more,) = self._ask_teacher(images[whole:], labels[whole:], self.layers.last_alone(), batch=batch)
             last = self.layers.names.index(self.layers.last)
             lessons[last] = lessons[last].joined(more)
         return lessons
@@ -194,20 +196,20 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Shown:
-    """Images as the clone sees them: first the plain ones, then those that are corrupted.
+    """Images as the clone sees them: first those that are noisy in places at most, then those that are distorted.
 
-    The last plain ones and the first corrupted ones are mixed: each shows a part of its neighbour, with which it makes
-    a pair. How many they are is known without looking at the device.
+    The last of the former and the first of the latter are mixed: each shows a part of its neighbour, with which it
+    makes a pair. How many they are is known without looking at the device.
 
     Attributes:
         images: ``(b, 3, height, width)``.
-        plain: How many are not corrupted.
+        whole: How many are not distorted; they are compared at all layers.
         mixed: Which are mixed; an even number.
         foreign: ``(m, 1, height, width)``, true where the mixed ones show their neighbour.
     """
 
     images: Tensor
-    plain: int
+    whole: int
     mixed: slice
     foreign: Tensor
 

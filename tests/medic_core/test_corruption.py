@@ -16,8 +16,9 @@ from medic_core.corruption import (
     Waves,
     _rectangles,
     _warp,
+    add_noise,
     any_waves,
-    corrupt,
+    distort,
     exchanged,
     foreign_parts,
     leading_waves,
@@ -31,9 +32,9 @@ def drawn(seed: int, make: Callable[[], Tensor]) -> Tensor:
         return make()
 
 
-def corrupted(seed: int, images: Tensor, preprocessing: Preprocessing) -> Tensor:
+def corrupted(seed: int, images: Tensor, preprocessing: Preprocessing, share: float = 1.0) -> Tensor:
     inputs, waves = normalize(images, preprocessing), any_waves(images.device)
-    return drawn(seed, lambda: corrupt(inputs, waves, preprocessing))
+    return drawn(seed, lambda: add_noise(distort(inputs, waves, preprocessing), share, preprocessing))
 
 
 @given(st.integers(8, 40), st.integers(8, 40), st.integers(0, 2**20))
@@ -54,6 +55,13 @@ def test_corruption_does_something_to_nearly_all_images() -> None:
     changed = (corrupted(1, images, Preprocessing()) != images).flatten(1).any(dim=1)
     expected = 1 - 0.25**3 * 0.75  # two rectangles, a wave, a warp
     assert changed.float().mean().item() == pytest.approx(expected, abs=0.01)
+
+
+def test_noise_is_put_on_as_many_images_as_were_asked_for() -> None:
+    images = torch.rand(3000, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    noisy = drawn(1, lambda: add_noise(images, 0.4, Preprocessing())) != images
+    assert noisy.flatten(1).any(dim=1).float().mean().item() == pytest.approx(0.4 * (1 - 0.25**2), abs=0.03)
+    assert noisy.float().mean() < 0.4 * 2 * 0.75 / 16  # of each side a quarter at most
 
 
 def test_rectangles_lie_within_the_image_anywhere_and_are_no_larger_than_a_quarter_of_its_sides() -> None:

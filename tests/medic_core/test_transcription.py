@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.transcription import losses, mixed, spreads
 from medic_core.architectures import Architecture, find_architecture
 from medic_core.config import LAYER_KINDS, PRESETS, MedicConfig, Preprocessing, expand_preset
-from medic_core.corruption import Waves, corrupt, foreign_parts
+from medic_core.corruption import Waves, add_noise, distort, foreign_parts
 from medic_core.data import STATISTICS_EPOCH, Batches
 from medic_core.removal import Progress, Suspect, remove_backdoor
 from medic_core.removal.medic import Shown, waves_for
@@ -102,13 +102,16 @@ def transcribed(suspect: Suspect, clean: Batches, config: MedicConfig) -> tuple[
 
 
 def shown_to_clone(images: Tensor, waves: Waves | None, preprocessing: Preprocessing, config: MedicConfig) -> Shown:
-    """Change a batch: images at its end are corrupted, and pairs around where those begin are mixed."""
-    corrupted = number_drawn(len(images), config.corruption)
-    plain = len(images) - corrupted
-    before, behind = (2 * number_drawn(count // 2, config.mixing) for count in (plain, corrupted))
-    place = slice(plain - before, plain + behind)
-    seen = torch.cat([images[:plain], corrupt(images[plain:], waves, preprocessing)]) if waves else images
-    shown = Shown(seen, plain, place, foreign_parts(seen[place]))
+    """Change a batch: images at its end are distorted, and pairs around where those begin are mixed."""
+    distorted = number_drawn(len(images), config.corruption)
+    whole = len(images) - distorted
+    before, behind = (2 * number_drawn(count // 2, config.mixing) for count in (whole, distorted))
+    place, seen = slice(whole - before, whole + behind), images
+    if waves:
+        first = add_noise(images[:whole], config.corruption, preprocessing)
+        second = distort(images[whole:], waves, preprocessing)
+        seen = torch.cat([first, add_noise(second, 1.0, preprocessing)])
+    shown = Shown(seen, whole, place, foreign_parts(seen[place]))
     return dataclasses.replace(shown, images=mixed(seen, shown))
 
 
