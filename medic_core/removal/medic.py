@@ -241,7 +241,7 @@ class Shown:
 
 def drawn(count: int, share: float) -> int:
     """Return a number, ``share`` of ``count`` on average and next to it; from the random state of the CPU."""
-    return math.floor(share * count + float(torch.rand(())))
+    return math.floor(share * count + float(torch.rand(1).numpy()[0]))  # on the CPU: no device is asked
 
 
 def exchange(values: Tensor, mixed: slice, inside: Tensor) -> None:
