@@ -107,15 +107,12 @@ class Cloning:
         forget = config.compare == "after_relu"
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
             classification = shown.cross_entropy(self.clone(shown.images), labels) / batch
-        cloned = [
-            _first(len(lesson.taught), _compared(records.pop(name), config))
-            for name, lesson in zip(names, lessons, strict=True)
-        ]
+        cloned = [_compared(records.pop(name), config) for name in names]
         losses = [
             cloning_loss(
                 lesson.importance,
                 lesson.taught,
-                answer.detach(),
+                answer.detach()[: len(lesson.taught)],
                 self.statistics[name].std,
                 weight=config.cloning_weight,
                 batch=batch,
@@ -129,7 +126,8 @@ class Cloning:
             "cloning_loss": cloning,
             "importance_mass": mass,  # without normalisation it falls as τ grows: so does λ
         }
-        return Part(values, [classification, *cloned], [None, *(loss.gradient for loss in losses)])
+        pulls = [_widened(loss.gradient, like=answer) for loss, answer in zip(losses, cloned, strict=True)]
+        return Part(values, [classification, *cloned], [None, *pulls])
 
     def _mass(self, lessons: Sequence[Lesson]) -> Tensor:
         """Mean over samples and layers of what a sample's importance sums to."""
@@ -256,9 +254,16 @@ def exchange(values: Tensor, mixed: slice, inside: Tensor) -> None:
     values[mixed] = torch.where(inside[: len(some)], exchanged(some), some)
 
 
-def _first(count: int, values: Tensor) -> Tensor:
-    """Of all values those of the first ``count`` images, without a trace in the graph where these are all."""
-    return values if count == len(values) else values[:count]
+def _widened(gradient: Tensor, *, like: Tensor) -> Tensor:
+    """Add zeros for the images behind those that a gradient is of, in the memory format of ``like``.
+
+    Autograd would do the same where a slice is compared, but in another memory format, which slows what comes after.
+    """
+    if len(gradient) == len(like):
+        return gradient
+    wide = torch.zeros_like(like)
+    wide[: len(gradient)] = gradient
+    return wide
 
 
 def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:
