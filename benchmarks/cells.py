@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
-from zlib import crc32
 
 import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from benchmarks.machine import describe_processor, replaced
+from benchmarks.machine import describe_processor, held, replaced
 from benchmarks.suspects import clean_images, suspect, target_of, triggered
 from medic_core.config import RemovalConfig, expand_preset
 from medic_core.data import Batches
@@ -163,22 +159,9 @@ class Sheet:
 
     def fill(self, cell: Cell, shown: Batches) -> dict[str, str] | None:
         """Measure a cell that has no row and that no other process is about; return its row where it is new."""
-        with _claimed(self.path, cell) as mine:
+        with held(json.dumps([str(self.path.resolve()), *cell.key()]), wait=False) as mine:
             if not mine or self.find(cell):
                 return None
             row = measure(cell, shown)
             self.keep(row)
             return row
-
-
-@contextmanager
-def _claimed(path: Path, cell: Cell) -> Iterator[bool]:
-    """Hold a cell; the operating system lets go of it when the process dies."""
-    name = crc32(json.dumps([str(path.resolve()), *cell.key()]).encode())
-    with (Path(gettempdir()) / f"medic-cell-{name:08x}").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

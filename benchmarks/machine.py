@@ -45,14 +45,31 @@ def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def held(what: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold what a string names against other processes of this machine, and say whether it is held.
+
+    The operating system lets go of it when the process dies.
+
+    Args:
+        what: Any text.
+        wait: For a process that holds it; else the body runs without it.
+    """
+    with (Path(gettempdir()) / f"medic-{crc32(what.encode()):08x}").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Give the body a file to write that then takes the place of ``path`` at once; one process at a time.
 
     A body that fails leaves ``path`` as it was.
     """
-    name = crc32(str(path.resolve()).encode())
-    with (Path(gettempdir()) / f"medic-file-{name:08x}").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(str(path.resolve())):
         fresh = path.with_name(f".{path.name}.new")
         yield fresh
         fresh.replace(path)

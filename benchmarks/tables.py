@@ -113,8 +113,8 @@ def by_amount(profile: Profile, seed: int) -> Iterator[Entry]:
     )
     for preset in ("default", "authors"):
         for attack in attacks:
-            for percent, per_class in ((1, 50), (5, None), (10, 500)):
-                cell = apart(attack, {} if preset == "default" else {"preset": preset}, seed, per_class)
+            for percent in (1, 5, 10):
+                cell = apart(attack, {} if preset == "default" else {"preset": preset}, seed, _per_class(500 * percent))
                 yield Entry(f"medic {preset}", cell, percent)
 
 
@@ -234,12 +234,6 @@ def embed(text: str, name: str, lines: str) -> str:
     return f"{before}{begin}{lines}{end}{behind}"
 
 
-def show_in_readme() -> None:
-    """Put the tables as they are written into the README, which is about the quick profile under one seed."""
-    for name in EMBEDDED:
-        README.write_text(embed(README.read_text(), name, shown(name)))
-
-
 def write_costs(rows: Sequence[Row], results: Path = RESULTS) -> None:
     """Write what each method costs, as CSV, JSON and Markdown."""
     found = costs(rows)
@@ -250,6 +244,19 @@ def write_costs(rows: Sequence[Row], results: Path = RESULTS) -> None:
     kept = {"title": "Appendix E.5: what a repair costs", "cpu": found.cpu, "rows": found.rows}
     write_json(results / "epochs.json", kept)
     (results / "epochs.md").write_text(costs_markdown(found))
+
+
+def write_all(sheet: Sheet, profile: Profile, seeds: Sequence[int]) -> None:
+    """Write every table, the claims and the costs, and into the README what it shows: the quick profile of seed 0."""
+    tables = {name: rows_of(table, sheet, profile, seeds) for name, table in TABLES.items()}
+    for name, rows in tables.items():
+        write(name, rows)
+    write_json(RESULTS / "claims.json", {"claims": judge(tables)})
+    compared = {(row.attack, row.method, row.seed): row for name in ("table1", "published") for row in tables[name]}
+    write_costs(list(compared.values()))
+    if (profile, list(seeds)) == ("quick", [0]):
+        for name in EMBEDDED:
+            README.write_text(embed(README.read_text(), name, shown(name)))
 
 
 def fill(
@@ -281,17 +288,8 @@ def main(
         for seed in chosen:
             for row in fill(TABLES[name], sheet, profile, seed, methods):
                 click.echo("  ".join(str(row[column]) for column in SHOWN))
-                write(name, rows_of(TABLES[name], sheet, profile, chosen))
-                if (profile, chosen) == ("quick", [0]):
-                    show_in_readme()
-    tables = {name: rows_of(table, sheet, profile, chosen) for name, table in TABLES.items()}
-    for name, rows in tables.items():
-        write(name, rows)
-    write_json(RESULTS / "claims.json", {"claims": judge(tables)})
-    compared = {(row.attack, row.method, row.seed): row for name in ("table1", "published") for row in tables[name]}
-    write_costs(list(compared.values()))
-    if (profile, chosen) == ("quick", [0]):
-        show_in_readme()
+                write_all(sheet, profile, chosen)
+    write_all(sheet, profile, chosen)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -22,6 +21,7 @@ import click
 import httpx
 import psutil
 
+from benchmarks.machine import write_json
 from jobs.keys import new_key
 
 RESULT = Path(__file__).parent / "results" / "upload_memory.json"
@@ -51,7 +51,7 @@ def main(gib: float) -> None:
     """Measure, print, keep the figures in benchmarks/results, and fail above the limit."""
     measured = measure(round(gib * 1024) or 1)
     RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(asdict(measured), indent=2) + "\n")
+    write_json(RESULT, asdict(measured))
     click.echo(
         f"peak resident memory {measured.peak_rss_mb:.1f} MB (idle {measured.idle_rss_mb:.1f}, limit {LIMIT_MB}), "
         f"{measured.mb_per_second:.0f} MB/s over {measured.uploaded_bytes} bytes"
