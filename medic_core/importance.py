@@ -100,7 +100,7 @@ class CloningLoss:
 
     Attributes:
         value: Scalar: summed over neurons, averaged over the batch.
-        gradient: Of λ times ``value`` by the clone's output, same shape.
+        gradient: Of λ times ``value`` by the clone's output, same shape: 0 where that is not compared.
     """
 
     value: Tensor
@@ -120,13 +120,18 @@ def cloning_loss(
     Args:
         weights: Importance, ``(samples, *neurons)``; overwritten.
         taught: What the suspect put out where the two are compared, same shape; overwritten.
-        cloned: What the clone did, same shape.
+        cloned: What the clone did, and behind that what it did of images which are not compared.
         std: σ, broadcastable to the shape.
         weight: λ, by which the gradient is multiplied.
         batch: Samples of the whole batch, of which these may be a part: what sums are divided by.
     """
-    apart = taught.sub_(cloned)
-    pull = weights.mul_(apart).mul_(-2 * weight / (batch * std.square()))
+    samples = len(taught)
+    apart = taught.sub_(cloned[:samples])
+    gradient = weights
+    if samples < len(cloned):
+        gradient = torch.empty_like(cloned)  # in its memory format: in another, what comes after is slow
+        gradient[samples:] = 0
+    pull = torch.mul(weights.mul_(apart), -2 * weight / (batch * std.square()), out=gradient[:samples])
     order = _memory_order(pull)
     value = torch.dot(pull.permute(order).flatten(), apart.permute(order).flatten()) / (-2 * weight)
-    return CloningLoss(value, pull)
+    return CloningLoss(value, gradient)

@@ -94,7 +94,7 @@ class Cloning:
             images[:whole] = add_noise(images[:whole], share, preprocessing)
             images[whole:] = add_noise(distort(images[whole:], self.waves, preprocessing), 1.0, preprocessing)
         foreign = foreign_parts(images[mixed])
-        exchange(images, mixed, foreign)
+        exchange(images[mixed], foreign.to(images.dtype))
         return Shown(images, whole, mixed, foreign)
 
     def _part(self, images: Tensor, labels: Tensor, shown: Shown, *, batch: int) -> Part:
@@ -112,7 +112,7 @@ class Cloning:
             cloning_loss(
                 lesson.importance,
                 lesson.taught,
-                answer.detach()[: len(lesson.taught)],
+                answer.detach(),
                 self.statistics[name].std,
                 weight=config.cloning_weight,
                 batch=batch,
@@ -126,8 +126,7 @@ class Cloning:
             "cloning_loss": cloning,
             "importance_mass": mass,  # without normalisation it falls as τ grows: so does λ
         }
-        pulls = [_widened(loss.gradient, like=answer) for loss, answer in zip(losses, cloned, strict=True)]
-        return Part(values, [classification, *cloned], [None, *pulls])
+        return Part(values, [classification, *cloned], [None, *(loss.gradient for loss in losses)])
 
     def _mass(self, lessons: Sequence[Lesson]) -> Tensor:
         """Mean over samples and layers of what a sample's importance sums to."""
@@ -221,10 +220,11 @@ class Shown:
         if not is_map(taught.shape, foreign.shape):
             importance[self.mixed] = 0
         elif len(foreign):
-            rows, columns = taught.shape[2:]
-            inside = F.adaptive_avg_pool2d(foreign.to(taught.dtype), (rows, columns)) > 0.5
-            exchange(taught, self.mixed, inside)
-            exchange(importance, self.mixed, inside)
+            inside, (rows, columns) = foreign.to(taught.dtype), taught.shape[2:]
+            if foreign.shape[2:] != (rows, columns):
+                inside = (F.adaptive_avg_pool2d(inside, (rows, columns)) > 0.5).to(taught.dtype)
+            exchange(taught[self.mixed], inside)
+            exchange(importance[self.mixed], inside)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum the cross-entropy over images, of both labels by area where a part shows the neighbour."""
@@ -242,28 +242,19 @@ def drawn(count: int, share: float) -> int:
     return math.floor(share * count + float(torch.rand(1).numpy()[0]))  # on the CPU: no device is asked
 
 
-def exchange(values: Tensor, mixed: slice, inside: Tensor) -> None:
+def exchange(values: Tensor, inside: Tensor) -> None:
     """Put in what neighbours have.
 
     Args:
-        values: Of images, or of the first of them, ``(b, …)``; overwritten.
-        mixed: The images that get something, in pairs.
-        inside: ``(m, …)``, true where they get it.
+        values: Of mixed images, or of the first of them, in pairs, ``(m, …)``; overwritten.
+        inside: 1 where they get it, else 0, ``(m, …)``, of the same type: a step between two numbers is faster than a
+            choice, and exact at its ends.
     """
-    some = values[mixed]
-    values[mixed] = torch.where(inside[: len(some)], exchanged(some), some)
-
-
-def _widened(gradient: Tensor, *, like: Tensor) -> Tensor:
-    """Add zeros for the images behind those that a gradient is of, in the memory format of ``like``.
-
-    Autograd would do the same where a slice is compared, but in another memory format, which slows what comes after.
-    """
-    if len(gradient) == len(like):
-        return gradient
-    wide = torch.zeros_like(like)
-    wide[: len(gradient)] = gradient
-    return wide
+    inside = inside[: len(values)]
+    first, second = values[::2], values[1::2]
+    mixed = first.lerp(second, inside[::2])
+    second.lerp_(first, inside[1::2])
+    first.copy_(mixed)
 
 
 def layers_to_clone(suspect: Suspect, clean: Batches, config: CloningConfig) -> Layers:

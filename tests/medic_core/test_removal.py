@@ -258,7 +258,7 @@ def test_a_step_never_waits_for_the_device(preset: str, suspect: Suspect, clean:
 @each_training
 def test_micro_batches_never_leave_a_single_image_to_batch_normalisation(config: RemovalConfig, clean: Batches) -> None:
     architecture = find_architecture("torchvision/resnet18", num_classes=3)  # ends in one position at 16 × 16 pixels
-    with torch.random.fork_rng(devices=[]):
+    with seeded(0):
         suspect = Suspect(architecture.build().eval(), architecture)
     few = clean.select(torch.arange(9))
     found = remove_backdoor(suspect, few, dataclasses.replace(config, batch_size=9, micro_batch_size=4))
