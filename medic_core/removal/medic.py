@@ -108,17 +108,19 @@ class Cloning:
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
             classification = shown.cross_entropy(self.clone(shown.images), labels) / batch
         cloned = [_compared(records.pop(name), config) for name in names]
-        losses = [
-            cloning_loss(
-                lesson.importance,
-                lesson.taught,
-                answer.detach(),
-                self.statistics[name].std,
-                weight=config.cloning_weight,
-                batch=batch,
+        losses = []
+        for name, answer in zip(names, cloned, strict=True):
+            lesson = lessons.pop(0)  # popped, so that memory goes as soon as it can
+            losses.append(
+                cloning_loss(
+                    lesson.importance,
+                    lesson.taught,
+                    answer.detach(),
+                    self.statistics[name].std,
+                    weight=config.cloning_weight,
+                    batch=batch,
+                )
             )
-            for name, lesson, answer in zip(names, lessons, cloned, strict=True)
-        ]
         cloning = torch.stack([loss.value for loss in losses]).sum()
         values = {
             "loss": classification.detach() + config.cloning_weight * cloning,
