@@ -40,6 +40,7 @@ STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
         errors.DigestMismatchError: 400,
         errors.QueueUnavailableError: 503,
         errors.DatabaseUnavailableError: 503,
+        errors.SchemaTooNewError: 503,
         errors.QueueFullError: 503,
         errors.InvalidKeyError: 401,
     }

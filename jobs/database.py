@@ -15,12 +15,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from jobs.errors import DatabaseUnavailableError, StorageFullError
+from jobs.errors import DatabaseUnavailableError, JobsError, StorageFullError
 from jobs.settings import Settings
-from jobs.tables import metadata
+from jobs.tables import VERSION, version_of
 
 BUSY_SECONDS = 30
-CREATING_TABLES = 0x6D656469  # any number that all our processes agree on
+CHANGING_TABLES = 0x6D656469  # any number that all our processes agree on
 SAFE_WAL = (3, 51, 3)  # older ones can lose commits in WAL mode
 
 
@@ -42,10 +42,11 @@ def _now_on_postgresql(_element: Now, _compiler: SQLCompiler, **_: Any) -> str:
 
 
 def open_engine(settings: Settings) -> Engine:
-    """Open the database that the settings name and make the tables that it lacks.
+    """Open the database that the settings name, and bring its tables to the version of this program.
 
     Raises:
         DatabaseUnavailableError: It did not answer in time.
+        SchemaTooNewError: A later version of this program made it.
     """
     if settings.database_url is None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -53,11 +54,22 @@ def open_engine(settings: Settings) -> Engine:
     else:
         url = make_url(settings.database_url.get_secret_value())
     engine = sqlite_engine(url) if url.get_backend_name() == "sqlite" else postgresql_engine(url)
-    with writing(engine) as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CREATING_TABLES})
-        metadata.create_all(connection)
+    try:
+        with writing(engine) as connection:
+            _update_tables(connection)
+    except JobsError:
+        engine.dispose()
+        raise
     return engine
+
+
+def _update_tables(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHANGING_TABLES})
+    if version_of(connection) != VERSION:
+        from jobs.schema import migrate  # only where there is something to do: it takes longer than the rest
+
+        migrate(connection)
 
 
 def sqlite_engine(url: URL, *, synchronous: str = "FULL") -> Engine:

@@ -95,6 +95,12 @@ class DatabaseUnavailableError(JobsError):
     code = "database_unavailable"
 
 
+class SchemaTooNewError(JobsError):
+    """A later version of this program made the database; nothing was changed."""
+
+    code = "schema_too_new"
+
+
 class QueueFullError(JobsError):
     """As many jobs wait as the service accepts; nothing was changed."""
 

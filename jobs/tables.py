@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, Dialect, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    inspect,
+    text,
+)
 from sqlalchemy.types import TypeDecorator
 
 
@@ -18,6 +32,9 @@ class PlainText(TypeDecorator[str]):
 
 
 _JSON = JSON(none_as_null=True)
+
+VERSION = "0001"
+"""Of the tables below: the last of ``jobs/migrations/versions``."""
 
 metadata = MetaData()
 
@@ -97,3 +114,11 @@ api_keys = Table(
     Column("id", PlainText, primary_key=True),
     Column("sha256", PlainText, nullable=False),
 )
+
+
+def version_of(connection: Connection) -> str | None:
+    """Read which version the tables of a database are of; None where that was never written."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return found

@@ -1,0 +1,46 @@
+"""The history of the tables, ``jobs/migrations``: what brings a database from the version it is of to another."""
+
+from __future__ import annotations
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect
+
+from jobs.errors import SchemaTooNewError
+from jobs.tables import version_of
+
+BEFORE_VERSIONS = "0001"
+"""What a database is of that was made before it kept its version."""
+
+
+def newest() -> str | None:
+    """Say which version the last migration leads to."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def migrate(connection: Connection, version: str = "head") -> None:
+    """Bring the tables to a version, forward or back, within the caller's transaction.
+
+    Raises:
+        SchemaTooNewError: A later version of this program made them.
+    """
+    config = _config()
+    config.attributes["connection"] = connection
+    found = version_of(connection)
+    if found is None and inspect(connection).has_table("jobs"):
+        command.stamp(config, BEFORE_VERSIONS)
+        found = BEFORE_VERSIONS
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaTooNewError(f"a later version of this program made the database: its tables are of version {found}")
+    if version == "head" or (found or "") <= version:
+        command.upgrade(config, version)
+    else:
+        command.downgrade(config, version)
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "jobs:migrations")
+    return config
