@@ -41,10 +41,10 @@ class Server(uvicorn.Server):
 
 
 def _about_the_key(jobs: JobStore) -> str:
-    if jobs.key_digest() is not None:
-        return "the API key is the one made earlier; `python -m jobs key` makes a new one"
+    if jobs.list_keys():
+        return "API keys were made earlier; `python -m jobs keys create` makes another"
     key = new_key()
-    jobs.set_key(record_of(key))
+    jobs.add_key(record_of(key))
     return f"API key, shown only this once: {key}"
 
 

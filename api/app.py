@@ -7,7 +7,7 @@ from types import MethodType
 from fastapi import APIRouter, Depends, FastAPI
 
 from api import errors, openapi
-from api.dependencies import Services, authorized, known_query
+from api.dependencies import Services, caller, known_query
 from api.envelope import Envelope
 from api.routes import artifacts as artifact_routes
 from api.routes import files, health, methods, sanitize
@@ -46,8 +46,8 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, que
 
 
 def _v1() -> APIRouter:
-    guarded = [Depends(authorized), Depends(known_query)]
-    router = APIRouter(prefix="/v1", dependencies=guarded, responses=openapi.problems(400, 401))
+    guarded = [Depends(caller), Depends(known_query)]
+    router = APIRouter(prefix="/v1", dependencies=guarded, responses=openapi.problems(400, 401, 403))
     for routes in (files, sanitize, job_routes, artifact_routes, methods):
         router.include_router(routes.router)
     return router

@@ -7,23 +7,25 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Query, Request, Security
+from fastapi import Depends, Query, Request, Security, params
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.bodies import posted_spec
 from api.errors import RequestRefusedError
 from jobs.artifacts import ArtifactStore
-from jobs.keys import KeyRecord, verify
+from jobs.errors import InvalidKeyError
+from jobs.keys import KeyRecord, Scope, record_of, verify
 from jobs.models import JobSpec, Problem
 from jobs.queue import Queue
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.tenant import TenantStore
 
 
 @dataclass(frozen=True)
 class Services:
-    """What the application works with. ``key`` is the key that the settings name, None where the stored one counts."""
+    """What the application works with. ``key`` is the one key that the settings name, None where stored ones count."""
 
     settings: Settings
     jobs: JobStore
@@ -45,10 +47,6 @@ def _settings(services: _Services) -> Settings:
     return services.settings
 
 
-def _jobs(services: _Services) -> JobStore:
-    return services.jobs
-
-
 def _artifacts(services: _Services) -> ArtifactStore:
     return services.artifacts
 
@@ -57,28 +55,64 @@ def _queue(services: _Services) -> Queue:
     return services.queue
 
 
+def _store(services: _Services) -> JobStore:
+    return services.jobs
+
+
 ServiceSettings = Annotated[Settings, Depends(_settings)]
-Jobs = Annotated[JobStore, Depends(_jobs)]
 Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
 JobQueue = Annotated[Queue, Depends(_queue)]
+Store = Annotated[JobStore, Depends(_store)]
 PostedSpec = Annotated[JobSpec, Depends(posted_spec)]
 
 Limit = Annotated[int, Query(ge=1, le=200)]
 After = Annotated[str | None, Query(description="The previous page's ``next``.")]
 
 
-def authorized(
+def caller(
     services: _Services, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> None:
-    """Let only the holder of the API key in.
+) -> KeyRecord:
+    """Let only the holder of a valid API key in, and say whose it is.
 
     Raises:
         RequestRefusedError: 401.
     """
-    record = services.key or services.jobs.key_digest()
-    if credentials is None or record is None or not verify(credentials.credentials, record):
-        headers = {"WWW-Authenticate": 'Bearer realm="medic"'}
-        raise RequestRefusedError(401, "unauthorized", "send Authorization: Bearer mdk_<id>_<secret>", headers=headers)
+    if credentials is not None and (record := _record(services, credentials.credentials)):
+        return record
+    headers = {"WWW-Authenticate": 'Bearer realm="medic"'}
+    raise RequestRefusedError(401, "unauthorized", "send Authorization: Bearer mdk_<id>_<secret>", headers=headers)
+
+
+def _record(services: Services, key: str) -> KeyRecord | None:
+    try:
+        record = services.key or services.jobs.find_key(record_of(key).id)
+    except InvalidKeyError:
+        return None
+    return record if record is not None and verify(key, record) else None
+
+
+Caller = Annotated[KeyRecord, Depends(caller)]
+
+
+def allowed(*scopes: Scope) -> params.Depends:
+    """Ask of a route's caller that the key has all of ``scopes``."""
+
+    def check(known: Caller) -> None:
+        if missing := [scope for scope in scopes if not known.allows(scope)]:
+            named = " ".join(scopes)
+            headers = {"WWW-Authenticate": f'Bearer realm="medic", error="insufficient_scope", scope="{named}"'}
+            detail = f"the API key {known.id} lacks the scope {', '.join(missing)}: ask for one that has it"
+            raise RequestRefusedError(403, "insufficient_scope", detail, headers=headers)
+
+    return params.Depends(check)
+
+
+def _jobs(services: _Services, known: Caller) -> TenantStore:
+    return services.jobs.of(known.tenant)
+
+
+Jobs = Annotated[TenantStore, Depends(_jobs)]
+"""Files and jobs of the caller's tenant: to a route there are no others."""
 
 
 def known_query(request: Request) -> None:

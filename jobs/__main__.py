@@ -2,26 +2,78 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
 import click
 
-from jobs.keys import new_key, record_of
+from jobs.keys import SCOPES, Scope, new_key, record_of
 from jobs.settings import Settings
-from jobs.store import open_store
+from jobs.store import JobStore, open_store
+from jobs.tables import DEFAULT_TENANT
+
+DAY_SECONDS = 24 * 3600
 
 
-@click.group()
+@contextmanager
+def _opened() -> Iterator[JobStore]:
+    store = open_store(Settings())
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Manage what the service has stored."""
 
 
-@main.command()
-def key() -> None:
-    """Make a new API key, print it once and forget the one before."""
+@main.group()
+def keys() -> None:
+    """Say who is let in. MEDIC_API_KEY, where it is set, is the only key that counts."""
+
+
+@keys.command()
+@click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="Whose files and jobs the holder sees.")
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(SCOPES),
+    multiple=True,
+    default=("admin",),
+    show_default=True,
+    help="What the holder may do; may be repeated. admin: everything.",
+)
+@click.option("--days", type=click.IntRange(min=1), help="Valid for so long; by default until it is revoked.")
+def create(tenant: str, scopes: tuple[Scope, ...], days: int | None) -> None:
+    """Make an API key and print it, once: only its hash is kept."""
     made = new_key()
-    store = open_store(Settings())
-    store.set_key(record_of(made))
-    store.close()
+    record = record_of(made, tenant=tenant, scopes=scopes)
+    with _opened() as store:
+        store.add_key(record, valid_seconds=None if days is None else days * DAY_SECONDS)
     click.echo(made)
+
+
+@keys.command(name="list")
+def list_() -> None:
+    """Print every key as a line of JSON, without its secret, of which nothing is known."""
+    with _opened() as store:
+        for record in store.list_keys():
+            shown = {name: value for name, value in asdict(record).items() if name != "sha256"}
+            click.echo(json.dumps(shown, default=str))
+
+
+@keys.command()
+@click.argument("key_id")
+def revoke(key_id: str) -> None:
+    """Let the holder of a key in no more. KEY_ID is what stands between mdk_ and the secret."""
+    with _opened() as store:
+        if not store.revoke_key(key_id):
+            raise click.ClickException(f"no key {key_id}; `python -m jobs keys list` shows all")
+    click.echo(f"{key_id} is revoked", err=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ def _update_tables(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHANGING_TABLES})
     if version_of(connection) != VERSION:
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every part of itself
         from jobs.schema import migrate  # only where there is something to do: it takes longer than the rest
 
         migrate(connection)

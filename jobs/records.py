@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from jobs.claims import CheckpointRecord, Claim
+from jobs.keys import KeyRecord
 from jobs.models import (
     Failure,
     File,
@@ -70,6 +71,13 @@ def to_job(rows: Sequence[Row[Any]]) -> Job:
         timestamps=_timestamps(row),
         metadata=spec.metadata,
     )
+
+
+def to_key(row: Row[Any]) -> KeyRecord:
+    """Read a row of ``api_keys``."""
+    moments = {name: getattr(row, name) for name in ("created", "expires", "revoked")}
+    times = {name: _moment(value) for name, value in moments.items() if value is not None}
+    return KeyRecord(row.id, row.sha256, row.tenant, tuple(row.scopes), **times)
 
 
 def _timestamps(row: Row[Any]) -> Timestamps:

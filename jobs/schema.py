@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -9,6 +11,8 @@ from sqlalchemy import Connection, inspect
 
 from jobs.errors import SchemaTooNewError
 from jobs.tables import version_of
+
+log = logging.getLogger(__name__)
 
 BEFORE_VERSIONS = "0001"
 """What a database is of that was made before it kept its version."""
@@ -34,6 +38,8 @@ def migrate(connection: Connection, version: str = "head") -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
         raise SchemaTooNewError(f"a later version of this program made the database: its tables are of version {found}")
+    if found is not None:
+        log.info("the database's tables go from version %s to %s", found, version)
     if version == "head" or (found or "") <= version:
         command.upgrade(config, version)
     else:

@@ -33,7 +33,10 @@ class PlainText(TypeDecorator[str]):
 
 _JSON = JSON(none_as_null=True)
 
-VERSION = "0001"
+DEFAULT_TENANT = "default"
+"""Whose everything is where nobody told tenants apart."""
+
+VERSION = "0002"
 """Of the tables below: the last of ``jobs/migrations/versions``."""
 
 metadata = MetaData()
@@ -42,18 +45,21 @@ files = Table(
     "files",
     metadata,
     Column("id", PlainText, primary_key=True),
+    Column("tenant", PlainText, nullable=False, server_default=DEFAULT_TENANT),
     Column("sha256", PlainText, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("purpose", PlainText, nullable=False),
     Column("filename", PlainText, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("inspection", _JSON),
+    Index("files_of_tenant", "tenant", "id"),
 )
 
 jobs = Table(
     "jobs",
     metadata,
     Column("id", PlainText, primary_key=True),
+    Column("tenant", PlainText, nullable=False, server_default=DEFAULT_TENANT),
     Column("spec", _JSON, nullable=False),
     Column("status", PlainText, nullable=False),
     Column("created", BigInteger, nullable=False),
@@ -75,6 +81,7 @@ jobs = Table(
     Column("error", _JSON),
     Column("summary", _JSON),
     Index("jobs_by_status", "status", "id"),
+    Index("jobs_of_tenant", "tenant", "id"),
 )
 
 job_inputs = Table(
@@ -113,6 +120,11 @@ api_keys = Table(
     metadata,
     Column("id", PlainText, primary_key=True),
     Column("sha256", PlainText, nullable=False),
+    Column("tenant", PlainText, nullable=False, server_default=DEFAULT_TENANT),
+    Column("scopes", _JSON, nullable=False, server_default='["admin"]'),
+    Column("created", BigInteger),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
 )
 
 

@@ -40,8 +40,11 @@ def modules(package: str) -> list[str]:
 
 
 def import_afresh(names: list[str], then: str = "") -> None:
-    """Import modules in an interpreter of its own; the Celery worker wants a broker named, and calls it only later."""
-    code = f"import sys, {', '.join(names)}; {then}"
+    """Import modules in an interpreter of its own; the Celery worker wants a broker named, and calls it only later.
+
+    Alembic runs ``jobs.migrations.env`` and never imports it.
+    """
+    code = f"import sys, {', '.join(name for name in names if name != 'jobs.migrations.env')}; {then}"
     environment = {**os.environ, "MEDIC_BROKER_URL": "redis://127.0.0.1:6379/0"}
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
@@ -223,7 +226,8 @@ def test_the_image_starts_celery_as_medic_serve_does() -> None:
 
 def test_the_client_may_import_no_module_of_jobs_but_its_models() -> None:
     forbidden = PYPROJECT["tool"]["importlinter"]["contracts"][-1]["forbidden_modules"]
-    assert {name for name in forbidden if name.startswith("jobs.")} == {*modules("jobs")} - {"jobs", "jobs.models"}
+    known = {name for name in modules("jobs") if not name.startswith("jobs.migrations.")}  # forbidden with their parent
+    assert {name for name in forbidden if name.startswith("jobs.")} == known - {"jobs", "jobs.models"}
 
 
 def test_every_target_that_is_spoken_of_exists() -> None:

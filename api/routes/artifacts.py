@@ -11,13 +11,13 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import Artifacts, Jobs
+from api.dependencies import Artifacts, Jobs, allowed
 from api.openapi import problems
 from api.ranges import byte_range, matches
 from jobs.errors import JobNotFinishedError
 from jobs.models import Artifact
 
-router = APIRouter(prefix="/jobs/{job_id}/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/jobs/{job_id}/artifacts", tags=["artifacts"], dependencies=[allowed("jobs:read")])
 
 CHUNK_BYTES = 256 * 1024
 

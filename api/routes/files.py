@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from api.bodies import bounded, multipart, problems_in_form
-from api.dependencies import After, Artifacts, Jobs, Limit, ServiceSettings
+from api.dependencies import After, Artifacts, Jobs, Limit, ServiceSettings, allowed
 from api.errors import RequestRefusedError
 from api.openapi import FILE_PART, body, form, problems
 from api.uploads import announced_sha256, chunks_of, displayable, store
@@ -25,6 +25,7 @@ _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
     status_code=201,
     summary="Upload a file: the raw bytes are the body",
     operation_id="upload_file",
+    dependencies=[allowed("files:write")],
     responses=problems(400, 413, 507),
     openapi_extra=body("application/octet-stream", {}),
 )
@@ -62,6 +63,7 @@ def _refuse_what_is_not_whole(request: Request) -> None:
     status_code=201,
     summary="Upload a small file as a form",
     operation_id="upload_form",
+    dependencies=[allowed("files:write")],
     responses=problems(400, 413, 415, 422, 507),
     openapi_extra=form({"file": FILE_PART, "purpose": {"enum": list(_PURPOSES)}}, {}),
 )
@@ -88,20 +90,37 @@ async def keep(part: UploadFile, purpose: Purpose, jobs: Jobs, artifacts: Artifa
     return await run_in_threadpool(jobs.add_file, sha256=blob.sha256, size=blob.size, purpose=purpose, filename=name)
 
 
-@router.get("", summary="List files, newest first", operation_id="list_files", responses=problems(400))
+@router.get(
+    "",
+    summary="List files, newest first",
+    operation_id="list_files",
+    dependencies=[allowed("jobs:read")],
+    responses=problems(400),
+)
 def list_files(jobs: Jobs, limit: Limit = 50, after: After = None) -> FilePage:
     """Page by page: ``next`` of one goes into ``after`` for the following."""
     return jobs.list_files(limit=limit, after=after)
 
 
-@router.get("/{file_id}", summary="Look a file up", operation_id="get_file", responses=problems(404))
+@router.get(
+    "/{file_id}",
+    summary="Look a file up",
+    operation_id="get_file",
+    dependencies=[allowed("jobs:read")],
+    responses=problems(404),
+)
 def get_file(file_id: str, jobs: Jobs) -> File:
     """``inspection`` is null until a job has read the file."""
     return jobs.get_file(file_id)
 
 
 @router.delete(
-    "/{file_id}", status_code=204, summary="Delete a file", operation_id="delete_file", responses=problems(404, 409)
+    "/{file_id}",
+    status_code=204,
+    summary="Delete a file",
+    operation_id="delete_file",
+    dependencies=[allowed("files:write")],
+    responses=problems(404, 409),
 )
 def delete_file(file_id: str, jobs: Jobs) -> None:
     """Refused while a job that has not ended needs it."""

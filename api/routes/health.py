@@ -6,7 +6,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from api.dependencies import Artifacts, Jobs, ServiceSettings
+from api.dependencies import Artifacts, ServiceSettings, Store
 from api.errors import RequestRefusedError
 from api.openapi import problems
 from jobs.errors import JobsError
@@ -35,11 +35,11 @@ def get_liveness() -> Alive:
 
 
 @router.get("/readyz", summary="Can it take jobs?", operation_id="get_readiness", responses=problems(503))
-def get_readiness(jobs: Jobs, artifacts: Artifacts, settings: ServiceSettings) -> Ready:
+def get_readiness(store: Store, artifacts: Artifacts, settings: ServiceSettings) -> Ready:
     """The database answers and the artifact store can be written."""
     found = []
     try:
-        jobs.list_jobs(limit=1)
+        store.check()
     except JobsError as error:
         found.append(Problem(code=error.code, detail=str(error)))
     try:

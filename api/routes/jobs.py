@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from api.dependencies import After, JobQueue, Jobs, Limit, MetadataFilter, PostedSpec
+from api.dependencies import After, JobQueue, Jobs, Limit, MetadataFilter, PostedSpec, allowed
 from api.openapi import METADATA_PARAMETER, SPEC_BODY, problems
 from api.ranges import matches
 from jobs.errors import QueueUnavailableError
@@ -26,6 +26,7 @@ POLL_SECONDS = "1"
     status_code=202,
     summary="Start a sanitization job",
     operation_id="create_job",
+    dependencies=[allowed("jobs:write")],
     responses=problems(400, 413, 422, 503),
     openapi_extra=SPEC_BODY,
 )
@@ -57,6 +58,7 @@ def with_links(job: Job, request: Request) -> Job:
     "",
     summary="List jobs, newest first",
     operation_id="list_jobs",
+    dependencies=[allowed("jobs:read")],
     responses=problems(400),
     openapi_extra=METADATA_PARAMETER,
 )
@@ -78,6 +80,7 @@ def list_jobs(
     "/{job_id}",
     summary="Follow a job",
     operation_id="get_job",
+    dependencies=[allowed("jobs:read")],
     response_model=Job,
     responses={304: {"description": "Not Modified"}, **problems(404)},
 )
@@ -100,6 +103,7 @@ def get_job(
     status_code=202,
     summary="Cancel a job",
     operation_id="cancel_job",
+    dependencies=[allowed("jobs:write")],
     responses=problems(404, 409),
 )
 def cancel_job(job_id: str, request: Request, jobs: Jobs) -> Job:
@@ -108,7 +112,12 @@ def cancel_job(job_id: str, request: Request, jobs: Jobs) -> Job:
 
 
 @router.delete(
-    "/{job_id}", status_code=204, summary="Delete a job", operation_id="delete_job", responses=problems(404, 409)
+    "/{job_id}",
+    status_code=204,
+    summary="Delete a job",
+    operation_id="delete_job",
+    dependencies=[allowed("jobs:write")],
+    responses=problems(404, 409),
 )
 def delete_job(job_id: str, jobs: Jobs) -> None:
     """Only one that has ended; its artifacts go with it."""

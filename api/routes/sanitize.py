@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
 from api.bodies import JSON_LIMIT_BYTES, multipart, parse_json, parse_spec, problems_in_form
-from api.dependencies import Artifacts, JobQueue, Jobs, ServiceSettings
+from api.dependencies import Artifacts, JobQueue, Jobs, ServiceSettings, allowed
 from api.errors import RequestRefusedError
 from api.openapi import FILE_PART, SPEC_PART, form, problems
 from api.routes.files import keep
@@ -35,6 +35,7 @@ _OPTIONAL: Mapping[str, type | UnionType] = MappingProxyType({"test": UploadFile
     status_code=202,
     summary="Upload files and start a job on them",
     operation_id="sanitize",
+    dependencies=[allowed("files:write", "jobs:write")],
     responses=problems(400, 413, 415, 422, 503, 507),
     openapi_extra=form(
         {"model": FILE_PART, "clean": FILE_PART, "spec": SPEC_PART}, {"test": FILE_PART, "triggered": FILE_PART}

@@ -28,7 +28,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def store(settings: Settings) -> Iterator[JobStore]:
     opened = open_store(settings)
-    opened.set_key(record_of(KEY))
+    opened.add_key(record_of(KEY))
     yield opened
     opened.close()
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from api.errors import STATUS, pointer
 from jobs.errors import DatabaseUnavailableError, JobsError
 from jobs.store import JobStore
+from jobs.tenant import TenantStore
 from tests.api.harness import KEY, client_of, problem
 
 
@@ -57,10 +58,9 @@ def test_health_and_documentation_open_without_the_key(app: FastAPI) -> None:
             assert client.get(path).status_code == 200
 
 
-def test_a_service_without_any_key_lets_nobody_in(
-    app: FastAPI, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store, "key_digest", lambda: None)
+def test_a_service_without_any_key_lets_nobody_in(app: FastAPI, store: JobStore) -> None:
+    for known in store.list_keys():
+        store.revoke_key(known.id)
     with client_of(app, {"Authorization": f"Bearer {KEY}"}) as client:
         problem(client.get("/v1/jobs"), 401)
 
@@ -202,12 +202,12 @@ def test_no_json_object_is_too_odd_for_an_answer(client: httpx.Client, value: di
 
 
 def test_a_failure_of_the_service_is_logged_under_its_request_and_tells_nothing(
-    client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_job_id: str) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr(store, "get", fail)
+    monkeypatch.setattr(TenantStore, "get", fail)
     answer = client.get("/v1/jobs/job_1", headers={"X-Request-Id": "trace-7"})
     assert problem(answer, 500, "internal")["request_id"] == "trace-7"
     assert "swordfish" not in answer.text
@@ -216,13 +216,11 @@ def test_a_failure_of_the_service_is_logged_under_its_request_and_tells_nothing(
     assert "swordfish" in caplog.text
 
 
-def test_a_silent_database_asks_for_patience(
-    client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_job_id: str) -> None:
+def test_a_silent_database_asks_for_patience(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise DatabaseUnavailableError("the database does not answer")
 
-    monkeypatch.setattr(store, "get", fail)
+    monkeypatch.setattr(TenantStore, "get", fail)
     answer = client.get("/v1/jobs/job_1")
     document = problem(answer, 503, "database_unavailable")
     assert document["retryable"]

@@ -11,7 +11,9 @@ import pytest
 from jobs.errors import QueueFullError
 from jobs.models import Failure, InputRecord, Job, JobSpec
 from jobs.store import JobStore
+from jobs.tenant import TenantStore
 from tests.api.harness import FakeQueue, problem, upload
+from tests.jobs.samples import mine
 
 
 def test_a_created_job_can_be_followed(client: httpx.Client, spec: dict[str, Any], queue: FakeQueue) -> None:
@@ -62,7 +64,7 @@ def test_a_broker_that_is_down_loses_no_job(
     queue.is_down = True
     answer = client.post("/v1/jobs", json=spec)
     assert answer.status_code == 202
-    assert store.get(answer.json()["id"]).status == "queued"
+    assert mine(store).get(answer.json()["id"]).status == "queued"
 
 
 def test_a_refused_job_is_announced_to_nobody(client: httpx.Client, spec: dict[str, Any], queue: FakeQueue) -> None:
@@ -89,12 +91,12 @@ def test_every_file_that_does_not_fit_is_named(client: httpx.Client, spec: dict[
 
 
 def test_too_many_waiting_jobs_are_refused_for_now(
-    client: httpx.Client, spec: dict[str, Any], store: JobStore, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_spec: JobSpec) -> Job:
+    def full(*_: object) -> Job:
         raise QueueFullError("1000 jobs wait already")
 
-    monkeypatch.setattr(store, "create", full)
+    monkeypatch.setattr(TenantStore, "create", full)
     answer = client.post("/v1/jobs", json=spec)
     assert problem(answer, 503, "queue_full")["retryable"]
     assert int(answer.headers["retry-after"]) > 0
@@ -121,8 +123,8 @@ def test_a_failure_reads_as_the_contract_says(
     client: httpx.Client, queued: str, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failure = Failure(code="nan_loss", error_class="user", message="the loss became NaN")
-    failed = store.get(queued).model_copy(update={"status": "failed", "error": failure})
-    monkeypatch.setattr(store, "get", lambda _job_id: failed)
+    failed = mine(store).get(queued).model_copy(update={"status": "failed", "error": failure})
+    monkeypatch.setattr(TenantStore, "get", lambda *_: failed)
     error = client.get(f"/v1/jobs/{queued}").json()["error"]
     assert (error["class"], error["code"]) == ("user", "nan_loss")
 

@@ -83,7 +83,7 @@ def test_a_service_that_cannot_store_is_alive_but_not_ready(
     def silent(**_: object) -> None:
         raise DatabaseUnavailableError("the database does not answer")
 
-    monkeypatch.setattr(store, "list_jobs", silent)
+    monkeypatch.setattr(store, "check", silent)
     (tmp_path / "blobs" / "tmp").rename(tmp_path / "elsewhere")
     document = problem(client.get("/readyz"), 503, "not_ready")
     assert [error["code"] for error in document["errors"]] == ["database_unavailable", "storage_unavailable"]

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from jobs.errors import QueueFullError
-from jobs.models import Job, JobSpec
-from jobs.store import JobStore
+from jobs.models import Job
+from jobs.tenant import TenantStore
 from tests.api.harness import FakeQueue, problem
 
 SPEC = {"model": {"architecture": "medic/resnet8"}}
@@ -78,12 +78,12 @@ def test_a_form_without_a_spec_says_so(client: httpx.Client) -> None:
 
 
 def test_files_of_a_job_that_was_not_accepted_are_forgotten(
-    client: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_spec: JobSpec) -> Job:
+    def full(*_: object) -> Job:
         raise QueueFullError("1000 jobs wait already")
 
-    monkeypatch.setattr(store, "create", full)
+    monkeypatch.setattr(TenantStore, "create", full)
     problem(send(client, SPEC, **FILES), 503, "queue_full")
     assert client.get("/v1/files").json()["files"] == []
 

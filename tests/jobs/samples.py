@@ -10,7 +10,8 @@ from jobs.claims import Cancelled, Claim, Crashed, Failed, Outcome, Released, Su
 from jobs.database import writing
 from jobs.models import Artifact, Comparison, Failure, File, JobSpec, Purpose, Summary
 from jobs.store import JobStore
-from jobs.tables import jobs
+from jobs.tables import DEFAULT_TENANT, jobs
+from jobs.tenant import TenantStore
 
 FAILURE = Failure(code="nan_loss", error_class="user", message="the loss became NaN")
 CRASH = Failure(code="child_killed", error_class="resource", message="the child was killed", retryable=True)
@@ -31,9 +32,14 @@ SUCCESS = Succeeded(summary=SUMMARY, artifacts=(artifact("report.json"), artifac
 OUTCOMES: tuple[Outcome, ...] = (SUCCESS, Failed(FAILURE), Cancelled(), Released(), Crashed(CRASH))
 
 
+def mine(store: JobStore) -> TenantStore:
+    """What clients see who know of no tenants."""
+    return store.of(DEFAULT_TENANT)
+
+
 def add(store: JobStore, purpose: Purpose, content: str | None = None) -> File:
     content = content or purpose
-    return store.add_file(sha256=digest(content), size=len(content), purpose=purpose, filename=f"{content}.zip")
+    return mine(store).add_file(sha256=digest(content), size=len(content), purpose=purpose, filename=f"{content}.zip")
 
 
 def spec_for(store: JobStore, *, model: str = "model", **more: object) -> JobSpec:

@@ -21,7 +21,7 @@ from jobs.errors import DatabaseUnavailableError, StorageFullError
 from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 from jobs.tables import jobs
-from tests.jobs.samples import add, spec_for
+from tests.jobs.samples import add, mine, spec_for
 from tests.servers import free_port, postgresql_server
 
 OPEN_AND_ADD = """
@@ -30,7 +30,7 @@ from jobs.settings import Settings
 from jobs.store import open_store
 url = sys.argv[2] or None
 store = open_store(Settings(data_dir=pathlib.Path(sys.argv[1]), database_url=url))
-store.add_file(sha256="0" * 64, size=1, purpose="clean", filename="x")
+store.of("default").add_file(sha256="0" * 64, size=1, purpose="clean", filename="x")
 """
 
 
@@ -67,26 +67,26 @@ def test_many_processes_may_open_an_empty_database_at_once(settings: Settings) -
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(6)]
     assert [process.communicate()[1] for process in running] == [""] * 6
     store = open_store(settings)
-    assert len(store.list_files().files) == 6
+    assert len(mine(store).list_files().files) == 6
     store.close()
 
 
 def test_many_writers_at_once_all_get_their_turn(store: JobStore) -> None:
     spec = spec_for(store)
     with ThreadPoolExecutor(8) as pool:
-        made = {future.result().id for future in [pool.submit(store.create, spec) for _ in range(40)]}
-    assert {job.id for job in store.list_jobs(limit=100).jobs} == made
+        made = {future.result().id for future in [pool.submit(mine(store).create, spec) for _ in range(40)]}
+    assert {job.id for job in mine(store).list_jobs(limit=100).jobs} == made
     assert len(made) == 40
 
 
 def test_a_block_that_fails_changes_nothing(settings: Settings) -> None:
     engine = open_engine(settings)
     store = JobStore(engine)
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     with suppress(RuntimeError), writing(engine) as connection:
         connection.execute(jobs.delete())
         raise RuntimeError
-    assert store.get(job.id) == job
+    assert mine(store).get(job.id) == job
     engine.dispose()
 
 
@@ -100,8 +100,8 @@ def test_a_locked_sqlite_is_said_after_the_wait_and_can_still_be_read(
     with writing(other):
         with pytest.raises(DatabaseUnavailableError):
             add(store, "clean")
-        assert store.get_file(file.id) == file
-    assert len(store.list_files().files) == 1
+        assert mine(store).get_file(file.id) == file
+    assert len(mine(store).list_files().files) == 1
     add(store, "clean")  # and it goes on
     store.close()
     other.dispose()
@@ -114,8 +114,8 @@ def test_a_full_disk_under_sqlite_is_said_and_leaves_nothing_half_done(tmp_path:
         pages = pragma(connection, "page_count")
         pragma(connection, f"max_page_count = {pages}")  # of this connection, which the pool hands out next
     with pytest.raises(StorageFullError):
-        store.add_file(sha256="0" * 64, size=1, purpose="clean", filename="x" * 100_000)
-    assert store.list_files().files == ()
+        mine(store).add_file(sha256="0" * 64, size=1, purpose="clean", filename="x" * 100_000)
+    assert mine(store).list_files().files == ()
     add(store, "clean")  # what is small still fits
     store.close()
 
@@ -132,9 +132,9 @@ def test_a_restarted_postgresql_is_used_again(tmp_path: Path) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
             connection.execute(others)
-        assert store.get_file(file.id) == file
+        assert mine(store).get_file(file.id) == file
     with pytest.raises(DatabaseUnavailableError):
-        store.get_file(file.id)
+        mine(store).get_file(file.id)
     store.close()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from jobs.__main__ import main
 from jobs.errors import InvalidKeyError
@@ -40,17 +42,42 @@ def test_what_is_no_key_is_refused(text: str) -> None:
         record_of(text)
 
 
-def test_the_command_prints_the_key_once_and_replaces_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["keys", *arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDIC_DATA_DIR", str(tmp_path))
-    first, second = (CliRunner().invoke(main, ["key"], catch_exceptions=False).stdout.strip() for _ in range(2))
+    return tmp_path
+
+
+def test_the_command_prints_a_key_once_and_keeps_its_hash(folder: Path) -> None:
+    made = command("create", "--tenant", "birds", "--scope", "jobs:read", "--days", "1").stdout.strip()
+    _, key_id, secret = made.split("_")
     store = open_store(Settings())
-    record = store.key_digest()
+    record = store.find_key(key_id)
     store.close()
     assert record is not None
-    assert verify(second, record)
-    assert not verify(first, record)
-    database = b"".join(path.read_bytes() for path in tmp_path.glob("medic.sqlite3*"))
+    assert verify(made, record)
+    assert (record.tenant, record.scopes) == ("birds", ("jobs:read",))
+    assert record.created is not None
+    assert record.expires is not None
+    assert record.expires - record.created == timedelta(days=1)
+    listed = command("list").stdout
+    assert json.loads(listed)["tenant"] == "birds"
+    database = b"".join(path.read_bytes() for path in folder.glob("medic.sqlite3*"))
     assert record.sha256.encode() in database
-    assert second.split("_")[2].encode() not in database
+    assert record.sha256 not in listed
+    assert secret.encode() not in database + listed.encode()
+
+
+def test_a_revoked_key_lets_in_no_more_and_the_others_do(folder: Path) -> None:
+    assert folder.exists()
+    first, second = (command("create").stdout.strip().split("_")[1] for _ in range(2))
+    assert command("revoke", first).exit_code == 0
+    store = open_store(Settings())
+    assert (store.find_key(first), store.find_key(second) is None) == (None, False)
+    store.close()
+    assert [json.loads(line)["revoked"] is None for line in command("list").stdout.splitlines()] == [False, True]
+    assert "nobody" in command("revoke", "nobody").stderr

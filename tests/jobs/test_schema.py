@@ -16,7 +16,7 @@ from jobs.schema import migrate, newest
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.tables import VERSION, metadata, version_of
-from tests.jobs.samples import spec_for
+from tests.jobs.samples import mine, spec_for
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def test_the_migrations_make_the_tables_that_the_store_uses(engine: Engine) -> N
 
 def test_back_and_forth_loses_no_job(engine: Engine) -> None:
     store = JobStore(engine)
-    job = store.create(spec_for(store, metadata={"git_sha": "abc"}))
+    job = mine(store).create(spec_for(store, metadata={"git_sha": "abc"}))
     with writing(engine) as connection:
         migrate(connection, "0001")
         assert version_of(connection) == "0001"
     with writing(engine) as connection:
         migrate(connection)
         assert version_of(connection) == VERSION
-    assert store.get(job.id) == job
+    assert mine(store).get(job.id) == job
 
 
 def test_what_a_later_version_made_is_left_alone(engine: Engine, settings: Settings) -> None:

@@ -37,8 +37,9 @@ from jobs.errors import (
 )
 from jobs.keys import KeyRecord
 from jobs.models import FileId, JobSpec, Progress
-from jobs.store import JobStore, new_id
+from jobs.store import JobStore
 from jobs.tables import jobs
+from jobs.tenant import new_id
 from tests.jobs.samples import (
     CRASH,
     FAILURE,
@@ -51,6 +52,7 @@ from tests.jobs.samples import (
     claimed,
     digest,
     expire,
+    mine,
     spec_for,
 )
 
@@ -65,8 +67,8 @@ def kind(outcome: object) -> str:
 
 
 def test_a_file_comes_back_as_it_was_recorded(store: JobStore) -> None:
-    made = store.add_file(sha256=digest("x"), size=5 * 1024**3, purpose="clean", filename="bïrds 🐦.zip")
-    assert store.get_file(made.id) == made
+    made = mine(store).add_file(sha256=digest("x"), size=5 * 1024**3, purpose="clean", filename="bïrds 🐦.zip")
+    assert mine(store).get_file(made.id) == made
     assert (made.sha256, made.bytes, made.purpose, made.filename) == (digest("x"), 5 * 1024**3, "clean", "bïrds 🐦.zip")
     assert made.created.utcoffset() == timedelta(0)
     assert abs(made.created.timestamp() - time.time()) < 60
@@ -74,31 +76,31 @@ def test_a_file_comes_back_as_it_was_recorded(store: JobStore) -> None:
 
 def test_files_are_listed_page_by_page_newest_first(store: JobStore) -> None:
     made = [add(store, "clean", f"{number}") for number in range(5)]
-    first = store.list_files(limit=2)
-    second = store.list_files(limit=2, after=first.next)
-    last = store.list_files(limit=2, after=second.next)
+    first = mine(store).list_files(limit=2)
+    second = mine(store).list_files(limit=2, after=first.next)
+    last = mine(store).list_files(limit=2, after=second.next)
     assert [*first.files, *second.files, *last.files] == made[::-1]
     assert last.next is None
 
 
 def test_a_deleted_file_is_gone(store: JobStore) -> None:
     file = add(store, "clean")
-    store.delete_file(file.id)
+    mine(store).delete_file(file.id)
     with pytest.raises(UnknownFileError):
-        store.get_file(file.id)
+        mine(store).get_file(file.id)
     with pytest.raises(UnknownFileError):
-        store.delete_file(file.id)
+        mine(store).delete_file(file.id)
 
 
 def test_a_file_can_be_deleted_only_once_its_jobs_have_ended(store: JobStore) -> None:
     spec = spec_for(store)
-    job = store.create(spec)
+    job = mine(store).create(spec)
     for file_id in (spec.model.file_id, spec.clean_data.file_id):
         with pytest.raises(FileInUseError):
-            store.delete_file(file_id)
-    store.request_cancel(job.id)
-    store.delete_file(spec.model.file_id)
-    assert store.get(job.id).model.sha256 == digest("model")  # the record outlives the file
+            mine(store).delete_file(file_id)
+    mine(store).request_cancel(job.id)
+    mine(store).delete_file(spec.model.file_id)
+    assert mine(store).get(job.id).model.sha256 == digest("model")  # the record outlives the file
 
 
 def test_a_file_that_is_deleted_while_a_job_takes_it_is_either_gone_or_in_use(store: JobStore) -> None:
@@ -109,7 +111,7 @@ def test_a_file_that_is_deleted_while_a_job_takes_it_is_either_gone_or_in_use(st
             def delete(file_id: FileId = spec.model.file_id, together: Barrier = together) -> bool:
                 together.wait()
                 try:
-                    store.delete_file(file_id)
+                    mine(store).delete_file(file_id)
                 except FileInUseError:
                     return False
                 return True
@@ -117,7 +119,7 @@ def test_a_file_that_is_deleted_while_a_job_takes_it_is_either_gone_or_in_use(st
             deleted = pool.submit(delete)
             together.wait()
             try:
-                job = store.create(spec)
+                job = mine(store).create(spec)
             except UnknownFileError:
                 assert deleted.result()
             else:
@@ -131,7 +133,7 @@ def test_a_file_that_is_deleted_while_a_job_takes_it_is_either_gone_or_in_use(st
 def test_a_new_job_waits_and_names_what_it_was_given(open_store: OpenStore) -> None:
     store = open_store(default_deadline_seconds=100)
     test, triggered = add(store, "test"), add(store, "triggered")
-    job = store.create(
+    job = mine(store).create(
         spec_for(
             store,
             test_data={"file_id": test.id},
@@ -149,11 +151,11 @@ def test_a_new_job_waits_and_names_what_it_was_given(open_store: OpenStore) -> N
     assert (job.removal.method, job.removal.seed, getattr(job.removal, "impact", None)) == ("medic", 7, "magnitude")
     assert job.timestamps.deadline - job.timestamps.created == timedelta(seconds=100)
     assert (job.timestamps.started, job.timestamps.finished) == (None, None)
-    assert store.get(job.id) == job
+    assert mine(store).get(job.id) == job
 
 
 def test_a_job_may_state_its_own_deadline(store: JobStore) -> None:
-    times = store.create(spec_for(store, deadline_seconds=60)).timestamps
+    times = mine(store).create(spec_for(store, deadline_seconds=60)).timestamps
     assert times.deadline - times.created == timedelta(seconds=60)
 
 
@@ -168,41 +170,41 @@ def test_every_problem_with_the_files_is_reported_at_once(store: JobStore) -> No
         }
     )
     with pytest.raises(UnknownFileError) as refused:
-        store.create(spec)
+        mine(store).create(spec)
     assert {(problem.code, problem.pointer) for problem in refused.value.problems} == {
         ("unknown_file", "/model/file_id"),
         ("wrong_purpose", "/test_data/file_id"),
         ("unknown_file", "/triggered_data/file_id"),
     }
-    assert store.list_jobs().jobs == ()
+    assert mine(store).list_jobs().jobs == ()
 
 
 def test_a_file_of_another_purpose_is_refused(store: JobStore) -> None:
     spec = spec_for(store)
     wrong = spec.model_copy(update={"clean_data": spec.clean_data.model_copy(update={"file_id": spec.model.file_id})})
     with pytest.raises(WrongPurposeError) as refused:
-        store.create(wrong)
+        mine(store).create(wrong)
     assert [problem.pointer for problem in refused.value.problems] == ["/clean_data/file_id"]
 
 
 def test_only_waiting_jobs_count_against_the_limit(open_store: OpenStore) -> None:
     store = open_store(queue_limit=2)
     spec = spec_for(store)
-    first, _ = store.create(spec), store.create(spec)
+    first, _ = mine(store).create(spec), mine(store).create(spec)
     with pytest.raises(QueueFullError):
-        store.create(spec)
+        mine(store).create(spec)
     claimed(store, first.id)
-    store.create(spec)
-    assert len(store.list_jobs().jobs) == 3
+    mine(store).create(spec)
+    assert len(mine(store).list_jobs().jobs) == 3
 
 
 def test_jobs_are_listed_by_all_that_is_asked_for(store: JobStore) -> None:
-    by_model = store.create(spec_for(store, model="a", metadata={"team": "x", "git.sha": 'q"}'}))
-    cancelled = store.create(spec_for(store, model="b", metadata={"team": "x"}))
-    store.request_cancel(cancelled.id)
+    by_model = mine(store).create(spec_for(store, model="a", metadata={"team": "x", "git.sha": 'q"}'}))
+    cancelled = mine(store).create(spec_for(store, model="b", metadata={"team": "x"}))
+    mine(store).request_cancel(cancelled.id)
 
     def ids(**filters: object) -> list[str]:
-        return [job.id for job in store.list_jobs(**filters).jobs]  # type: ignore[arg-type]
+        return [job.id for job in mine(store).list_jobs(**filters).jobs]  # type: ignore[arg-type]
 
     assert ids() == [cancelled.id, by_model.id]
     assert ids(status="queued") == [by_model.id]
@@ -216,11 +218,11 @@ def test_jobs_are_listed_by_all_that_is_asked_for(store: JobStore) -> None:
 
 def test_jobs_are_listed_page_by_page_newest_first(store: JobStore) -> None:
     spec = spec_for(store, metadata={"k": "v"})
-    made = [store.create(spec).id for _ in range(5)]
-    seen, page = [], store.list_jobs(limit=2)
+    made = [mine(store).create(spec).id for _ in range(5)]
+    seen, page = [], mine(store).list_jobs(limit=2)
     seen += [job.id for job in page.jobs]
     while page.next:
-        page = store.list_jobs(limit=2, after=page.next, metadata={"k": "v"})
+        page = mine(store).list_jobs(limit=2, after=page.next, metadata={"k": "v"})
         seen += [job.id for job in page.jobs]
     assert seen == made[::-1]
 
@@ -228,16 +230,16 @@ def test_jobs_are_listed_page_by_page_newest_first(store: JobStore) -> None:
 def test_unknown_ids_are_named_as_such_whatever_they_hold(store: JobStore) -> None:
     for job_id in ("job_none", "", "job_\0", "job_\ud800"):
         with pytest.raises(UnknownJobError):
-            store.get(job_id)
+            mine(store).get(job_id)
         with pytest.raises(UnknownJobError):
-            store.request_cancel(job_id)
+            mine(store).request_cancel(job_id)
         with pytest.raises(UnknownJobError):
-            store.delete(job_id)
+            mine(store).delete(job_id)
         with pytest.raises(UnknownJobError):
-            store.artifacts(job_id)
+            mine(store).artifacts(job_id)
         assert store.claim(job_id) is None
         with pytest.raises(UnknownFileError):
-            store.get_file(job_id)
+            mine(store).get_file(job_id)
 
 
 def test_ids_sort_by_the_time_they_were_made() -> None:
@@ -252,7 +254,7 @@ def test_ids_sort_by_the_time_they_were_made() -> None:
 
 def test_a_claim_holds_what_a_worker_needs(store: JobStore) -> None:
     spec = spec_for(store, deadline_seconds=60)
-    job = store.create(spec)
+    job = mine(store).create(spec)
     claim = claimed(store, job.id)
     assert (claim.job_id, claim.token, claim.attempt, claim.spec, claim.checkpoint) == (job.id, 1, 1, spec, None)
     assert {role: file.id for role, file in claim.inputs.items()} == {
@@ -261,7 +263,7 @@ def test_a_claim_holds_what_a_worker_needs(store: JobStore) -> None:
     }
     assert 50 < claim.seconds_left <= 60
     assert claim.deadline == job.timestamps.deadline
-    shown = store.get(job.id)
+    shown = mine(store).get(job.id)
     assert (shown.status, shown.attempt) == ("running", 1)
     assert shown.timestamps.started is not None
 
@@ -270,18 +272,18 @@ def test_of_many_who_claim_at_once_exactly_one_gets_the_job(store: JobStore) -> 
     spec, workers = spec_for(store), 8
     with ThreadPoolExecutor(workers) as pool:
         for _ in range(5):
-            job, together = store.create(spec), Barrier(workers)
+            job, together = mine(store).create(spec), Barrier(workers)
 
             def claim(job_id: str = job.id, together: Barrier = together) -> bool:
                 together.wait()
                 return store.claim(job_id) is not None
 
             assert sum(future.result() for future in [pool.submit(claim) for _ in range(workers)]) == 1
-            assert store.get(job.id).attempt == 1
+            assert mine(store).get(job.id).attempt == 1
 
 
 def test_of_many_who_claim_a_lost_job_at_once_exactly_one_gets_it(store: JobStore) -> None:
-    job, workers = store.create(spec_for(store)), 8
+    job, workers = mine(store).create(spec_for(store)), 8
     claimed(store, job.id)
     expire(store, job.id)
     together = Barrier(workers)
@@ -298,7 +300,7 @@ def test_of_many_who_claim_a_lost_job_at_once_exactly_one_gets_it(store: JobStor
 
 def test_a_job_is_handed_on_only_when_its_lease_has_run_out(open_store: OpenStore) -> None:
     store = open_store(lease_seconds=1)  # long enough that a busy machine does not miss the beat
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     first = claimed(store, job.id)
     assert store.claim(job.id) is None
     assert store.claimable() == ()
@@ -314,7 +316,7 @@ def test_a_job_is_handed_on_only_when_its_lease_has_run_out(open_store: OpenStor
 
 
 def test_a_lease_from_the_future_is_no_lease(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     claimed(store, job.id)
     an_hour_ahead = round((time.time() + 3600) * 1000)
     change_row(store, job.id, lease_until=an_hour_ahead)
@@ -323,7 +325,7 @@ def test_a_lease_from_the_future_is_no_lease(store: JobStore) -> None:
 
 def test_waiting_jobs_are_claimable_oldest_first(store: JobStore) -> None:
     spec = spec_for(store)
-    made = [store.create(spec).id for _ in range(4)]
+    made = [mine(store).create(spec).id for _ in range(4)]
     claimed(store, made[1])
     assert store.claimable() == (made[0], made[2], made[3])
     assert store.claimable(limit=2) == (made[0], made[2])
@@ -331,18 +333,18 @@ def test_waiting_jobs_are_claimable_oldest_first(store: JobStore) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=kind)
 def test_a_worker_that_lost_its_lease_changes_nothing(store: JobStore, outcome: Outcome) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     stale = claimed(store, job.id)
     expire(store, job.id)
     claimed(store, job.id)
-    before = store.get(job.id)
+    before = mine(store).get(job.id)
     assert store.beat(stale) is None
     assert not store.advance(stale, phase="clone")
     assert not store.save_checkpoint(stale, CheckpointRecord(digest("stale"), 1))
     assert not store.inspected(stale, Inspection(num_classes=3, warnings=("stale",)))
     assert not store.finish(stale, outcome)
-    assert store.get(job.id) == before
-    assert store.artifacts(job.id) == ()
+    assert mine(store).get(job.id) == before
+    assert mine(store).artifacts(job.id) == ()
     assert digest("stale") not in store.live_digests()
 
 
@@ -350,20 +352,20 @@ def test_a_worker_that_lost_its_lease_changes_nothing(store: JobStore, outcome: 
 
 
 def test_phase_and_progress_show_while_the_job_runs(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     claim = claimed(store, job.id)
     progress = Progress(fraction=0.25, step=1, total_steps=4)
     assert store.advance(claim, phase="clone", progress=progress)
-    shown = store.get(job.id)
+    shown = mine(store).get(job.id)
     assert (shown.phase, shown.progress) == ("clone", progress)
     assert store.finish(claim, Released())
-    shown = store.get(job.id)
+    shown = mine(store).get(job.id)
     assert (shown.phase, shown.progress) == (None, None)
 
 
 def test_what_intake_found_is_kept_with_job_and_files(store: JobStore) -> None:
     spec = spec_for(store)
-    job = store.create(spec)
+    job = mine(store).create(spec)
     seen = Inspection(
         num_classes=10,
         inputs={
@@ -373,15 +375,15 @@ def test_what_intake_found_is_kept_with_job_and_files(store: JobStore) -> None:
         warnings=("one class is missing",),
     )
     assert store.inspected(claimed(store, job.id), seen)
-    shown = store.get(job.id)
+    shown = mine(store).get(job.id)
     assert (shown.model.num_classes, shown.model.format, shown.warnings) == (10, "safetensors", seen.warnings)
     assert (shown.clean_data.format, shown.clean_data.samples) == ("imagefolder-zip", 2500)
-    assert store.get_file(spec.model.file_id).inspection == {"tensors": 3}
-    assert store.get_file(spec.clean_data.file_id).inspection == {"class_names": ["a", "b\0"]}
+    assert mine(store).get_file(spec.model.file_id).inspection == {"tensors": 3}
+    assert mine(store).get_file(spec.clean_data.file_id).inspection == {"class_names": ["a", "b\0"]}
 
 
 def test_the_next_attempt_goes_on_from_the_last_checkpoint(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     first = claimed(store, job.id)
     assert store.save_checkpoint(first, CheckpointRecord(digest("one"), 1))
     assert store.save_checkpoint(first, CheckpointRecord(digest("two"), 2))
@@ -395,46 +397,46 @@ def test_the_next_attempt_goes_on_from_the_last_checkpoint(store: JobStore) -> N
 
 
 def test_success_brings_status_figures_and_artifacts_together(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     claim = claimed(store, job.id)
     store.inspected(claim, Inspection(warnings=("early",)))
     assert store.finish(claim, SUCCESS)
-    done = store.get(job.id)
+    done = mine(store).get(job.id)
     assert (done.status, done.terminal, done.summary, done.error) == ("succeeded", True, SUMMARY, None)
     assert done.warnings == ("early", *SUCCESS.warnings)
     assert done.timestamps.finished is not None
-    assert store.artifacts(job.id) == (artifact("model.safetensors"), artifact("report.json"))
-    assert store.artifact(job.id, "report.json") == artifact("report.json")
+    assert mine(store).artifacts(job.id) == (artifact("model.safetensors"), artifact("report.json"))
+    assert mine(store).artifact(job.id, "report.json") == artifact("report.json")
     with pytest.raises(UnknownArtifactError):
-        store.artifact(job.id, "../etc/passwd")
+        mine(store).artifact(job.id, "../etc/passwd")
 
 
 def test_failure_keeps_its_reason(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     assert store.finish(claimed(store, job.id), Failed(FAILURE))
-    assert (store.get(job.id).status, store.get(job.id).error) == ("failed", FAILURE)
-    assert store.artifacts(job.id) == ()
+    assert (mine(store).get(job.id).status, mine(store).get(job.id).error) == ("failed", FAILURE)
+    assert mine(store).artifacts(job.id) == ()
 
 
 @pytest.mark.parametrize("first", [SUCCESS, Failed(FAILURE), Cancelled()], ids=kind)
 @pytest.mark.parametrize("second", OUTCOMES, ids=kind)
 def test_a_job_ends_once(store: JobStore, first: Outcome, second: Outcome) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     claim = claimed(store, job.id)
     assert store.finish(claim, first)
-    end, artifacts = store.get(job.id), store.artifacts(job.id)
+    end, artifacts = mine(store).get(job.id), mine(store).artifacts(job.id)
     assert end.terminal
     assert not store.finish(claim, second)
     assert store.beat(claim) is None
     assert store.claim(job.id) is None
     assert store.sweep() == SweepResult()
     with pytest.raises(JobFinishedError):
-        store.request_cancel(job.id)
-    assert (store.get(job.id), store.artifacts(job.id)) == (end, artifacts)
+        mine(store).request_cancel(job.id)
+    assert (mine(store).get(job.id), mine(store).artifacts(job.id)) == (end, artifacts)
 
 
 def test_of_many_commits_at_once_exactly_one_takes_effect(store: JobStore) -> None:
-    job, writers = store.create(spec_for(store)), 8
+    job, writers = mine(store).create(spec_for(store)), 8
     claim, together = claimed(store, job.id), Barrier(writers)
 
     def commit() -> bool:
@@ -443,77 +445,77 @@ def test_of_many_commits_at_once_exactly_one_takes_effect(store: JobStore) -> No
 
     with ThreadPoolExecutor(writers) as pool:
         assert sum(future.result() for future in [pool.submit(commit) for _ in range(writers)]) == 1
-    assert len(store.artifacts(job.id)) == len(SUCCESS.artifacts)
+    assert len(mine(store).artifacts(job.id)) == len(SUCCESS.artifacts)
 
 
 def test_a_released_job_waits_again_and_the_attempt_does_not_count(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     store.announced(job.id)
     assert store.finish(claimed(store, job.id), Released())
-    assert (store.get(job.id).status, store.get(job.id).attempt) == ("queued", 0)
+    assert (mine(store).get(job.id).status, mine(store).get(job.id).attempt) == ("queued", 0)
     again = claimed(store, job.id)
     assert (again.token, again.attempt) == (2, 1)
 
 
 def test_a_job_that_crashes_twice_fails_with_the_reason(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     assert store.finish(claimed(store, job.id), Crashed(CRASH))
-    assert store.get(job.id).status == "queued"
+    assert mine(store).get(job.id).status == "queued"
     assert store.finish(claimed(store, job.id), Crashed(CRASH))
-    assert (store.get(job.id).status, store.get(job.id).error) == ("failed", CRASH)
+    assert (mine(store).get(job.id).status, mine(store).get(job.id).error) == ("failed", CRASH)
 
 
 def test_a_deleted_job_is_gone_with_its_artifacts(store: JobStore) -> None:
-    job = store.create(spec_for(store, metadata={"k": "v"}))
+    job = mine(store).create(spec_for(store, metadata={"k": "v"}))
     with pytest.raises(JobNotFinishedError):
-        store.delete(job.id)
+        mine(store).delete(job.id)
     claim = claimed(store, job.id)
     with pytest.raises(JobNotFinishedError):
-        store.delete(job.id)
+        mine(store).delete(job.id)
     store.finish(claim, SUCCESS)
     assert digest("report.json") in store.live_digests()
-    store.delete(job.id)
+    mine(store).delete(job.id)
     assert digest("report.json") not in store.live_digests()
-    assert store.list_jobs(metadata={"k": "v"}).jobs == ()
+    assert mine(store).list_jobs(metadata={"k": "v"}).jobs == ()
     with pytest.raises(UnknownJobError):
-        store.get(job.id)
+        mine(store).get(job.id)
 
 
 # --- cancel ---
 
 
 def test_a_waiting_job_is_cancelled_at_once(store: JobStore) -> None:
-    job = store.create(spec_for(store))
-    assert store.request_cancel(job.id).status == "cancelled"
+    job = mine(store).create(spec_for(store))
+    assert mine(store).request_cancel(job.id).status == "cancelled"
     assert store.claim(job.id) is None
     assert store.claimable() == ()
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=kind)
 def test_cancel_wins_over_every_outcome(store: JobStore, outcome: Outcome) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     claim = claimed(store, job.id)
-    assert store.request_cancel(job.id).status == "cancelling"
-    assert store.request_cancel(job.id).status == "cancelling"
+    assert mine(store).request_cancel(job.id).status == "cancelling"
+    assert mine(store).request_cancel(job.id).status == "cancelling"
     assert store.beat(claim) == "cancelling"
     assert not store.advance(claim, phase="clone")
     assert store.finish(claim, outcome)
-    ended = store.get(job.id)
+    ended = mine(store).get(job.id)
     assert (ended.status, ended.error, ended.summary) == ("cancelled", None, None)
-    assert store.artifacts(job.id) == ()
+    assert mine(store).artifacts(job.id) == ()
 
 
 def test_cancel_and_success_at_once_leave_one_of_them(store: JobStore) -> None:
     spec = spec_for(store)
     with ThreadPoolExecutor(2) as pool:
         for _ in range(10):
-            job = store.create(spec)
+            job = mine(store).create(spec)
             claim, together = claimed(store, job.id), Barrier(2)
 
             def cancel(job_id: str = job.id, together: Barrier = together) -> bool:
                 together.wait()
                 try:
-                    return store.request_cancel(job_id).status == "cancelling"
+                    return mine(store).request_cancel(job_id).status == "cancelling"
                 except JobFinishedError:
                     return False
 
@@ -521,27 +523,27 @@ def test_cancel_and_success_at_once_leave_one_of_them(store: JobStore) -> None:
             together.wait()
             assert store.finish(claim, SUCCESS)  # the claim was good either way
             ended = "cancelled" if asked.result() else "succeeded"
-            assert store.get(job.id).status == ended
-            assert len(store.artifacts(job.id)) == (0 if ended == "cancelled" else len(SUCCESS.artifacts))
+            assert mine(store).get(job.id).status == ended
+            assert len(mine(store).artifacts(job.id)) == (0 if ended == "cancelled" else len(SUCCESS.artifacts))
 
 
 # --- the sweeper ---
 
 
 def test_a_cancelled_job_whose_worker_went_silent_is_ended_by_the_sweeper(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     claim = claimed(store, job.id)
-    store.request_cancel(job.id)
+    mine(store).request_cancel(job.id)
     assert store.sweep() == SweepResult()
     expire(store, job.id)
     assert store.claim(job.id) is None
     assert store.sweep() == SweepResult(cancelled=1)
-    assert store.get(job.id).status == "cancelled"
+    assert mine(store).get(job.id).status == "cancelled"
     assert not store.finish(claim, Cancelled())
 
 
 def test_a_job_that_this_version_cannot_read_comes_up_a_bounded_number_of_times(store: JobStore) -> None:
-    job_id = store.create(spec_for(store)).id
+    job_id = mine(store).create(spec_for(store)).id
     change_row(store, job_id, spec={"written": "by another version"})
     for _ in range(6):  # the first claim, and five that find the one before silent
         with pytest.raises(ValidationError):
@@ -552,7 +554,7 @@ def test_a_job_that_this_version_cannot_read_comes_up_a_bounded_number_of_times(
 
 
 def test_a_job_that_was_lost_five_times_fails(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     for attempt in range(1, 7):  # the first, and one after each loss
         assert claimed(store, job.id).attempt == attempt
         assert store.sweep() == SweepResult()
@@ -560,14 +562,14 @@ def test_a_job_that_was_lost_five_times_fails(store: JobStore) -> None:
     assert store.claim(job.id) is None
     assert store.claimable() == ()
     assert store.sweep() == SweepResult(worker_lost=1)
-    error = store.get(job.id).error
+    error = mine(store).get(job.id).error
     assert error is not None
     assert (error.code, error.error_class) == ("worker_lost", "infrastructure")
 
 
 def test_jobs_past_their_deadline_fail_unless_a_worker_looks_after_them(store: JobStore) -> None:
     spec = spec_for(store)
-    waiting, watched, silent, early = (store.create(spec) for _ in range(4))
+    waiting, watched, silent, early = (mine(store).create(spec) for _ in range(4))
     for job in (watched, silent):
         claimed(store, job.id)
     for job in (waiting, watched, silent):
@@ -575,16 +577,16 @@ def test_jobs_past_their_deadline_fail_unless_a_worker_looks_after_them(store: J
     expire(store, silent.id)
     assert store.sweep() == SweepResult(deadline_exceeded=2)
     for job in (waiting, silent):
-        error = store.get(job.id).error
+        error = mine(store).get(job.id).error
         assert error is not None
         assert (error.code, error.error_class) == ("deadline_exceeded", "timeout")
-    assert (store.get(watched.id).status, store.get(early.id).status) == ("running", "queued")
+    assert (mine(store).get(watched.id).status, mine(store).get(early.id).status) == ("running", "queued")
 
 
 def test_sweepers_beside_each_other_end_each_job_once(store: JobStore) -> None:
     spec, sweepers = spec_for(store), 4
     for _ in range(20):
-        change_row(store, store.create(spec).id, deadline=1)
+        change_row(store, mine(store).create(spec).id, deadline=1)
     together = Barrier(sweepers)
 
     def sweep() -> int:
@@ -596,7 +598,7 @@ def test_sweepers_beside_each_other_end_each_job_once(store: JobStore) -> None:
 
 
 def test_a_job_that_is_just_being_finished_is_left_alone_by_the_sweeper(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     claimed(store, job.id)
     change_row(store, job.id, deadline=1, lease_until=0)
     with ThreadPoolExecutor(1) as pool:
@@ -605,12 +607,12 @@ def test_a_job_that_is_just_being_finished_is_left_alone_by_the_sweeper(store: J
             swept = pool.submit(store.sweep)
             wait([swept], timeout=0.3)  # it has looked at the row, or waits for its turn
         assert swept.result() == SweepResult()
-    assert store.get(job.id).status == "succeeded"
+    assert mine(store).get(job.id).status == "succeeded"
 
 
 def test_only_claimable_jobs_that_no_message_was_sent_for_lately_are_announced_again(store: JobStore) -> None:
     spec = spec_for(store)
-    fresh, old, sent, sent_long_ago, clock_set_back, running, silent = (store.create(spec).id for _ in range(7))
+    fresh, old, sent, sent_long_ago, clock_set_back, running, silent = (mine(store).create(spec).id for _ in range(7))
     now = round(time.time() * 1000)
     for job_id in (old, sent, sent_long_ago, clock_set_back, running, silent):
         change_row(store, job_id, created=now - 100_000)
@@ -626,7 +628,7 @@ def test_only_claimable_jobs_that_no_message_was_sent_for_lately_are_announced_a
 
 
 def test_a_released_job_is_announced_at_once(store: JobStore) -> None:
-    job = store.create(spec_for(store))
+    job = mine(store).create(spec_for(store))
     change_row(store, job.id, created=1)
     store.announced(job.id)
     assert store.unannounced(older_than_seconds=30) == ()
@@ -636,7 +638,7 @@ def test_a_released_job_is_announced_at_once(store: JobStore) -> None:
 
 def test_a_digest_lives_as_long_as_something_needs_it(store: JobStore) -> None:
     spec = spec_for(store)
-    job = store.create(spec)
+    job = mine(store).create(spec)
     claim = claimed(store, job.id)
     store.save_checkpoint(claim, CheckpointRecord(digest("checkpoint"), 1))
     inputs = {digest("model"), digest("clean")}
@@ -644,16 +646,43 @@ def test_a_digest_lives_as_long_as_something_needs_it(store: JobStore) -> None:
     store.finish(claim, SUCCESS)
     outputs = {digest("report.json"), digest("model.safetensors")}
     assert store.live_digests() == inputs | outputs
-    store.delete_file(spec.model.file_id)
-    store.delete_file(spec.clean_data.file_id)
+    mine(store).delete_file(spec.model.file_id)
+    mine(store).delete_file(spec.clean_data.file_id)
     assert store.live_digests() == outputs
 
 
-# --- the key ---
+# --- tenants and keys ---
 
 
-def test_there_is_one_key_at_a_time(store: JobStore) -> None:
-    assert store.key_digest() is None
-    for number in ("1", "2"):
-        store.set_key(KeyRecord(number, digest(number)))
-        assert store.key_digest() == KeyRecord(number, digest(number))
+def test_a_tenant_sees_its_own_and_nothing_else(store: JobStore) -> None:
+    spec = spec_for(store)
+    job, other = mine(store).create(spec), store.of("other")
+    with pytest.raises(UnknownFileError) as refused:
+        other.create(spec)
+    assert [problem.pointer for problem in refused.value.problems] == ["/model/file_id", "/clean_data/file_id"]
+    for method in (other.get, other.request_cancel, other.delete, other.artifacts):
+        with pytest.raises(UnknownJobError):
+            method(job.id)
+    for method in (other.get_file, other.delete_file):
+        with pytest.raises(UnknownFileError):
+            method(spec.model.file_id)
+    assert (other.list_jobs().jobs, other.list_files().files) == ((), ())
+    assert mine(store).list_jobs().jobs == (job,)
+    assert len(mine(store).list_files().files) == 2
+
+
+def test_a_key_lets_in_until_it_is_revoked_or_expires(store: JobStore) -> None:
+    for number in ("1", "2", "3"):
+        valid_seconds = -1 if number == "3" else 1000
+        store.add_key(KeyRecord(number, digest(number), "birds", ("jobs:read",)), valid_seconds=valid_seconds)
+    assert store.revoke_key("2")
+    assert not store.revoke_key("4")
+    found = store.find_key("1")
+    assert found is not None
+    assert (found.sha256, found.tenant, found.scopes) == (digest("1"), "birds", ("jobs:read",))
+    assert [store.find_key(number) for number in ("2", "3", "4")] == [None] * 3
+    assert [(known.id, known.revoked is not None) for known in store.list_keys()] == [
+        ("1", False),
+        ("2", True),
+        ("3", False),
+    ]

@@ -26,7 +26,7 @@ from jobs.errors import JobFinishedError, JobNotFinishedError, UnknownJobError
 from jobs.models import TERMINAL, Job, JobId, Progress
 from jobs.store import JobStore
 from jobs.tables import artifacts, files, jobs, metadata
-from tests.jobs.samples import CRASH, OUTCOMES, SUCCESS, change_row, digest, spec_for
+from tests.jobs.samples import CRASH, OUTCOMES, SUCCESS, change_row, digest, mine, spec_for
 
 MAX_LOST, MAX_CRASHES = 2, 2
 MOST_JOBS = 3  # so that several events meet in one
@@ -90,7 +90,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self._create()
 
     def _create(self) -> JobId:
-        job = self.store.create(self.spec)
+        job = mine(self.store).create(self.spec)
         self.models[job.id] = Model()
         return job.id
 
@@ -98,7 +98,7 @@ class StoreMachine(RuleBasedStateMachine):
     def cancel(self, job_id: JobId) -> None:
         model = self.models.get(job_id)
         try:
-            answer: str | type[Exception] = self.store.request_cancel(job_id).status
+            answer: str | type[Exception] = mine(self.store).request_cancel(job_id).status
         except (UnknownJobError, JobFinishedError) as error:
             answer = type(error)
         if model is None:
@@ -115,7 +115,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(job_id=known)
     def delete(self, job_id: JobId) -> None:
         try:
-            self.store.delete(job_id)
+            mine(self.store).delete(job_id)
         except UnknownJobError:
             assert job_id not in self.models
         except JobNotFinishedError:
@@ -159,7 +159,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.store.advance(claim, phase="clone", progress=progress) == good
         assert self.store.save_checkpoint(claim, CheckpointRecord(digest(str(claim.token)), step)) == good
         if good:
-            assert self.store.get(claim.job_id).progress == progress
+            assert mine(self.store).get(claim.job_id).progress == progress
 
     @rule(claim=claims, outcome=st.sampled_from(OUTCOMES))
     def finish(self, claim: Claim, outcome: Outcome) -> None:
@@ -239,7 +239,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_records_are_those_of_the_model(self) -> None:
-        found = {job.id: job for job in self.store.list_jobs().jobs}
+        found = {job.id: job for job in mine(self.store).list_jobs().jobs}
         assert {job_id: (job.status, job.attempt) for job_id, job in found.items()} == {
             job_id: (model.status, model.attempt) for job_id, model in self.models.items()
         }
