@@ -42,6 +42,8 @@ STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
         errors.DatabaseUnavailableError: 503,
         errors.SchemaTooNewError: 503,
         errors.QueueFullError: 503,
+        errors.RequestInFlightError: 409,
+        errors.IdempotencyKeyReusedError: 422,
         errors.InvalidKeyError: 401,
     }
 )
@@ -81,7 +83,8 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Put an error into its document."""
-    retry_after = RETRY_SECONDS if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    in_flight = code == errors.RequestInFlightError.code
+    retry_after = 1 if in_flight else RETRY_SECONDS if status == HTTPStatus.SERVICE_UNAVAILABLE else None
     document = ProblemDocument(
         type=f"urn:medic:problem:{code}",
         title=HTTPStatus(status).phrase,
@@ -91,7 +94,7 @@ def problem_response(
         code=code,
         request_id=request.state.request_id,
         errors=tuple(problems[:MOST_PROBLEMS]),
-        retryable=status in {503, 507},
+        retryable=in_flight or status in {503, 507},
         retry_after=retry_after,
     )
     waiting = {"Retry-After": str(retry_after)} if retry_after else {}

@@ -107,6 +107,18 @@ class QueueFullError(JobsError):
     code = "queue_full"
 
 
+class RequestInFlightError(JobsError):
+    """Another request under the same Idempotency-Key is not answered yet; nothing was changed."""
+
+    code = "request_in_flight"
+
+
+class IdempotencyKeyReusedError(JobsError):
+    """The Idempotency-Key came with another request before; nothing was changed."""
+
+    code = "idempotency_key_reused"
+
+
 class InvalidKeyError(JobsError):
     """The text does not look like an API key."""
 

@@ -20,6 +20,7 @@ from jobs.claims import (
     SweepResult,
 )
 from jobs.database import Now, open_engine, reading, writing
+from jobs.idempotency import forget
 from jobs.keys import KeyRecord
 from jobs.models import TERMINAL, File, JobId, Phase, Progress, Purpose, Status
 from jobs.records import to_claim, to_file, to_key
@@ -185,7 +186,12 @@ class JobStore:
     # --- what the sweeper does --------------------------------------------------------------------
 
     def sweep(self) -> SweepResult:
-        """End the jobs that no worker will: cancelled with a silent worker, past their deadline, or lost too often."""
+        """End the jobs that no worker will: cancelled with a silent worker, past their deadline, or lost too often.
+
+        What was made under an Idempotency-Key a day ago is forgotten.
+        """
+        with writing(self._engine) as connection:
+            forget(connection)
         silent = (jobs.c.status == "running") & self._is_expired()
         overdue = or_(jobs.c.status == "queued", silent) & (jobs.c.deadline < Now())
         return SweepResult(

@@ -36,7 +36,7 @@ _JSON = JSON(none_as_null=True)
 DEFAULT_TENANT = "default"
 """Whose everything is where nobody told tenants apart."""
 
-VERSION = "0002"
+VERSION = "0003"
 """Of the tables below: the last of ``jobs/migrations/versions``."""
 
 metadata = MetaData()
@@ -125,6 +125,17 @@ api_keys = Table(
     Column("created", BigInteger),
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", PlainText, primary_key=True),
+    Column("key", PlainText, primary_key=True),
+    Column("fingerprint", PlainText, nullable=False),
+    Column("token", PlainText, nullable=False),
+    Column("created", BigInteger, nullable=False, index=True),
+    Column("made", PlainText),
 )
 
 

@@ -35,6 +35,7 @@ from jobs.errors import (
     UnknownJobError,
     WrongPurposeError,
 )
+from jobs.idempotency import Reservation, release, reserve, settle
 from jobs.models import (
     TERMINAL,
     Artifact,
@@ -82,13 +83,22 @@ class TenantStore:
 
     # --- files ------------------------------------------------------------------------------------
 
-    def add_file(self, *, sha256: str, size: int, purpose: Purpose, filename: str) -> File:
-        """Record an upload whose bytes are in the artifact store already."""
+    def add_file(
+        self, *, sha256: str, size: int, purpose: Purpose, filename: str, reservation: Reservation | None = None
+    ) -> File:
+        """Record an upload whose bytes are in the artifact store already, and settle the reservation of its key.
+
+        Raises:
+            RequestInFlightError: The reservation ran out; nothing was recorded.
+        """
         row = {"id": new_id("file"), "sha256": sha256, "bytes": size, "purpose": purpose, "filename": filename}
         row["tenant"] = self._tenant
         with writing(self._engine) as connection:
             statement = insert(files).values(**row, created=Now()).returning(*files.c)
-            return to_file(connection.execute(statement).one())
+            file = to_file(connection.execute(statement).one())
+            if reservation is not None:
+                settle(connection, reservation, file.model_dump_json())
+            return file
 
     def get_file(self, file_id: str) -> File:
         """Read a file's record.
@@ -128,21 +138,41 @@ class TenantStore:
                 raise FileInUseError(f"a job that has not ended needs {file_id}")
             connection.execute(delete(files).where(files.c.id == file_id))
 
+    # --- one request, one effect ------------------------------------------------------------------
+
+    def reserve(self, key: str, fingerprint: str) -> Reservation | str:
+        """Reserve an Idempotency-Key, or return what the same request has made before, as JSON.
+
+        Raises:
+            IdempotencyKeyReusedError: The key came with another request before.
+            RequestInFlightError: The same request is not answered yet.
+        """
+        with writing(self._engine) as connection:
+            return reserve(connection, self._tenant, key, fingerprint)
+
+    def release(self, reservation: Reservation) -> None:
+        """Give an Idempotency-Key back under which nothing was made."""
+        with writing(self._engine) as connection:
+            release(connection, reservation)
+
     # --- jobs -------------------------------------------------------------------------------------
 
-    def create(self, spec: JobSpec) -> Job:
-        """Accept a job; it is committed on return.
+    def create(self, spec: JobSpec, reservation: Reservation | None = None) -> Job:
+        """Accept a job, and settle the reservation under which it came; both are committed on return.
 
         Raises:
             UnknownFileError: A file that the spec names does not exist; every problem with the files is listed.
             WrongPurposeError: A file was uploaded for another purpose; every one is listed.
             QueueFullError: As many jobs wait as may.
+            RequestInFlightError: The reservation ran out.
         """
         with writing(self._engine) as connection:
             inputs = self._find_inputs(connection, spec)
             self._check_room(connection)
-            job_id = self._insert(connection, spec, inputs)
-            return self._read_job(connection, job_id)
+            job = self._read_job(connection, self._insert(connection, spec, inputs))
+            if reservation is not None:
+                settle(connection, reservation, job.model_dump_json(by_alias=True))
+            return job
 
     def _check_room(self, connection: Connection) -> None:
         waiting = select(func.count()).select_from(jobs).where(jobs.c.status == "queued")

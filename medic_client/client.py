@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,9 +86,10 @@ class MedicClient:
         return File.model_validate_json(_patiently(put).content)
 
     def create_job(self, spec: JobSpec) -> Job:
-        """Start a job on uploaded files. Sent once only: a repeated request could start two."""
-        headers = {"Content-Type": "application/json"}
-        response = self._send("POST", "/v1/jobs", headers=headers, content=spec.model_dump_json().encode())
+        """Start a job on uploaded files: one, however often the request has to be sent."""
+        headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
+        content = spec.model_dump_json().encode()
+        response = _patiently(lambda: self._send("POST", "/v1/jobs", headers=headers, content=content))
         return Job.model_validate_json(response.content)
 
     def sanitize(self, spec: JobSpec, *, progress: Transferred = ignore) -> Job:
@@ -225,14 +227,14 @@ def _translated() -> Iterator[None]:
 
 
 def _patiently(attempt: Callable[[], Result]) -> Result:
-    """Try again, a few times, what failed for want of an answer or was put off with a 503."""
+    """Try again, a few times, what failed for want of an answer or was put off for so many seconds."""
     for pause in _PAUSES_SECONDS:
         try:
             return attempt()
         except UnreachableError:
             time.sleep(pause)
         except MedicApiError as error:
-            if error.status != httpx.codes.SERVICE_UNAVAILABLE or error.retry_after_seconds is None:
+            if error.retry_after_seconds is None:
                 raise
             time.sleep(min(error.retry_after_seconds, _LONGEST_PAUSE_SECONDS))
     return attempt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, get_args
 
 from fastapi import APIRouter, Header, Request, Response
@@ -11,8 +12,11 @@ from starlette.datastructures import UploadFile
 from api.bodies import bounded, multipart, problems_in_form
 from api.dependencies import After, Artifacts, Jobs, Limit, ServiceSettings, allowed
 from api.errors import RequestRefusedError
+from api.idempotency import OnlyOnce
 from api.openapi import FILE_PART, body, form, problems
 from api.uploads import announced_sha256, chunks_of, displayable, store
+from jobs.artifacts import Blob
+from jobs.idempotency import Reservation
 from jobs.models import File, FilePage, Problem, Purpose
 
 router = APIRouter(prefix="/files", tags=["files"])
@@ -64,11 +68,11 @@ def _refuse_what_is_not_whole(request: Request) -> None:
     summary="Upload a small file as a form",
     operation_id="upload_form",
     dependencies=[allowed("files:write")],
-    responses=problems(400, 413, 415, 422, 507),
+    responses=problems(400, 409, 413, 415, 422, 507),
     openapi_extra=form({"file": FILE_PART, "purpose": {"enum": list(_PURPOSES)}}, {}),
 )
 async def upload_form(
-    request: Request, response: Response, jobs: Jobs, artifacts: Artifacts, settings: ServiceSettings
+    request: Request, response: Response, jobs: Jobs, artifacts: Artifacts, settings: ServiceSettings, once: OnlyOnce
 ) -> File:
     """Larger files go through PUT."""
     async with multipart(request, settings.multipart_limit_bytes) as parts:
@@ -78,16 +82,21 @@ async def upload_form(
             found.append(Problem(code="enum", detail=f"must be one of {', '.join(_PURPOSES)}", pointer="/purpose"))
         if found or not isinstance(file, UploadFile):
             raise RequestRefusedError(422, "invalid_form", "the form is not valid", *found)
-        stored = await keep(file, next(known for known in _PURPOSES if known == purpose), jobs, artifacts)
+        blob, name = await keep(file, artifacts)
+        known = next(known for known in _PURPOSES if known == purpose)
+        stored = await once.make(File, partial(record, jobs, blob, known, name), blob.sha256, known, name)
     response.headers["Location"] = request.app.url_path_for("get_file", file_id=stored.id)
     return stored
 
 
-async def keep(part: UploadFile, purpose: Purpose, jobs: Jobs, artifacts: Artifacts) -> File:
-    """Store a part of a form and record it."""
-    blob = await store(chunks_of(part), artifacts)
-    name = displayable(part.filename or "")
-    return await run_in_threadpool(jobs.add_file, sha256=blob.sha256, size=blob.size, purpose=purpose, filename=name)
+async def keep(part: UploadFile, artifacts: Artifacts) -> tuple[Blob, str]:
+    """Store a part of a form, and return what it is called as well. Until it is recorded it may be collected."""
+    return await store(chunks_of(part), artifacts), displayable(part.filename or "")
+
+
+def record(jobs: Jobs, blob: Blob, purpose: Purpose, name: str, reservation: Reservation | None = None) -> File:
+    """Record what was stored."""
+    return jobs.add_file(sha256=blob.sha256, size=blob.size, purpose=purpose, filename=name, reservation=reservation)
 
 
 @router.get(

@@ -9,9 +9,11 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 
 from api.dependencies import After, JobQueue, Jobs, Limit, MetadataFilter, PostedSpec, allowed
+from api.idempotency import OnlyOnce
 from api.openapi import METADATA_PARAMETER, SPEC_BODY, problems
 from api.ranges import matches
 from jobs.errors import QueueUnavailableError
+from jobs.idempotency import Reservation
 from jobs.models import Digest, Job, JobPage, JobSpec, Status
 
 log = logging.getLogger(__name__)
@@ -27,21 +29,30 @@ POLL_SECONDS = "1"
     summary="Start a sanitization job",
     operation_id="create_job",
     dependencies=[allowed("jobs:write")],
-    responses=problems(400, 413, 422, 503),
+    responses=problems(400, 409, 413, 422, 503),
     openapi_extra=SPEC_BODY,
 )
-def create_job(spec: PostedSpec, jobs: Jobs, queue: JobQueue, request: Request, response: Response) -> Job:
+async def create_job(
+    spec: PostedSpec, jobs: Jobs, queue: JobQueue, once: OnlyOnce, request: Request, response: Response
+) -> Job:
     """The answer means that the job is durable; ``Location`` says where to follow it."""
-    return start(spec, jobs, queue, request, response)
+    job = await once.make(Job, lambda reservation: start(spec, jobs, queue, reservation), spec.model_dump_json())
+    return accepted(job, request, response)
 
 
-def start(spec: JobSpec, jobs: Jobs, queue: JobQueue, request: Request, response: Response) -> Job:
+def start(spec: JobSpec, jobs: Jobs, queue: JobQueue, reservation: Reservation | None) -> Job:
     """Record a job, then tell the workers."""
-    job = with_links(jobs.create(spec), request)  # committed before any worker can hear of it
+    job = jobs.create(spec, reservation)  # committed before any worker can hear of it
     try:
         queue.announce(job.id)
     except QueueUnavailableError as error:
         log.warning("job %s waits for the sweeper to announce it: %s", job.id, error)
+    return job
+
+
+def accepted(job: Job, request: Request, response: Response) -> Job:
+    """Say where to follow a job that was just created."""
+    job = with_links(job, request)
     response.headers["Location"] = job.links["self"]
     response.headers["Retry-After"] = POLL_SECONDS
     return job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType, UnionType
 
@@ -12,10 +13,12 @@ from starlette.datastructures import FormData, UploadFile
 from api.bodies import JSON_LIMIT_BYTES, multipart, parse_json, parse_spec, problems_in_form
 from api.dependencies import Artifacts, JobQueue, Jobs, ServiceSettings, allowed
 from api.errors import RequestRefusedError
+from api.idempotency import OnlyOnce
 from api.openapi import FILE_PART, SPEC_PART, form, problems
-from api.routes.files import keep
-from api.routes.jobs import start
+from api.routes.files import keep, record
+from api.routes.jobs import accepted, start
 from jobs.errors import ArtifactTooLargeError, JobsError
+from jobs.idempotency import Reservation
 from jobs.models import File, FileId, Job, Problem, Purpose
 
 router = APIRouter(prefix="/sanitize", tags=["jobs"])
@@ -36,7 +39,7 @@ _OPTIONAL: Mapping[str, type | UnionType] = MappingProxyType({"test": UploadFile
     summary="Upload files and start a job on them",
     operation_id="sanitize",
     dependencies=[allowed("files:write", "jobs:write")],
-    responses=problems(400, 413, 415, 422, 503, 507),
+    responses=problems(400, 409, 413, 415, 422, 503, 507),
     openapi_extra=form(
         {"model": FILE_PART, "clean": FILE_PART, "spec": SPEC_PART}, {"test": FILE_PART, "triggered": FILE_PART}
     ),
@@ -48,20 +51,27 @@ async def sanitize(
     artifacts: Artifacts,
     queue: JobQueue,
     settings: ServiceSettings,
+    once: OnlyOnce,
 ) -> Job:
     """``spec`` is a job's spec as JSON text without file ids; ``target_class`` stands under ``triggered_data``."""
     async with multipart(request, settings.multipart_limit_bytes) as parts:
         spec = await run_in_threadpool(_checked_spec, parts, await _spec_text(parts))
+        kept = {purpose: await keep(part, artifacts) for purpose, part in _files(parts)}
+
+    def make(reservation: Reservation | None) -> Job:
         stored: dict[Purpose, File] = {}
         try:
-            for purpose, part in _files(parts):
-                stored[purpose] = await keep(part, purpose, jobs, artifacts)
+            for purpose, (blob, name) in kept.items():
+                stored[purpose] = record(jobs, blob, purpose, name)
             named = parse_spec(_with_ids(spec, {purpose: file.id for purpose, file in stored.items()}))
-            return await run_in_threadpool(start, named, jobs, queue, request, response)
+            return start(named, jobs, queue, reservation)
         except JobsError:
             for file in stored.values():  # without its job nobody knows of the file
-                await run_in_threadpool(jobs.delete_file, file.id)
+                jobs.delete_file(file.id)
             raise
+
+    asked = [part for purpose, (blob, name) in kept.items() for part in (purpose, blob.sha256, name)]
+    return accepted(await once.make(Job, make, json.dumps(spec, sort_keys=True), *asked), request, response)
 
 
 async def _spec_text(parts: FormData) -> bytes | None:

@@ -11,7 +11,7 @@ from threading import Barrier
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from jobs.claims import (
     Cancelled,
@@ -24,21 +24,24 @@ from jobs.claims import (
     Released,
     SweepResult,
 )
-from jobs.database import writing
+from jobs.database import Now, reading, writing
 from jobs.errors import (
     FileInUseError,
+    IdempotencyKeyReusedError,
     JobFinishedError,
     JobNotFinishedError,
     QueueFullError,
+    RequestInFlightError,
     UnknownArtifactError,
     UnknownFileError,
     UnknownJobError,
     WrongPurposeError,
 )
+from jobs.idempotency import Reservation
 from jobs.keys import KeyRecord
-from jobs.models import FileId, JobSpec, Progress
+from jobs.models import FileId, Job, JobSpec, Progress
 from jobs.store import JobStore
-from jobs.tables import jobs
+from jobs.tables import idempotency_keys, jobs
 from jobs.tenant import new_id
 from tests.jobs.samples import (
     CRASH,
@@ -649,6 +652,81 @@ def test_a_digest_lives_as_long_as_something_needs_it(store: JobStore) -> None:
     mine(store).delete_file(spec.model.file_id)
     mine(store).delete_file(spec.clean_data.file_id)
     assert store.live_digests() == outputs
+
+
+# --- one request, one effect ---
+
+
+def remembered(store: JobStore, *, seconds_ago: float) -> None:
+    """Make everything that is kept of Idempotency-Keys so old."""
+    with writing(store._engine) as connection:
+        connection.execute(update(idempotency_keys).values(created=Now() - round(1000 * seconds_ago)))
+
+
+def reserved(store: JobStore, key: str = "k", fingerprint: str = "same") -> Reservation:
+    found = mine(store).reserve(key, fingerprint)
+    assert isinstance(found, Reservation)
+    return found
+
+
+def test_what_was_made_under_a_key_comes_back_to_the_same_request_for_a_day(store: JobStore) -> None:
+    made = mine(store).create(spec_for(store), reserved(store))
+    remembered(store, seconds_ago=24 * 3600 - 60)
+    store.sweep()
+    found = mine(store).reserve("k", "same")
+    assert isinstance(found, str)
+    assert Job.model_validate_json(found) == made
+    with pytest.raises(IdempotencyKeyReusedError):
+        mine(store).reserve("k", "other")
+    assert isinstance(store.of("other").reserve("k", "other"), Reservation)  # to each tenant its own
+    remembered(store, seconds_ago=24 * 3600 + 60)
+    reserved(store, fingerprint="other")
+
+
+def test_a_key_is_held_until_its_request_is_answered(store: JobStore) -> None:
+    first = reserved(store)
+    with pytest.raises(RequestInFlightError):
+        mine(store).reserve("k", "same")
+    mine(store).release(first)
+    mine(store).release(first)  # once more changes nothing
+    mine(store).create(spec_for(store), reserved(store))
+    assert len(mine(store).list_jobs().jobs) == 1
+
+
+def test_a_request_that_died_gives_its_key_up_and_commits_nothing_after(store: JobStore) -> None:
+    spec = spec_for(store)
+    late = reserved(store)
+    remembered(store, seconds_ago=61)
+    second = reserved(store)
+    with pytest.raises(RequestInFlightError):
+        mine(store).create(spec, late)
+    mine(store).release(late)
+    made = mine(store).create(spec, second)
+    for again in (late, second):
+        with pytest.raises(RequestInFlightError):
+            mine(store).add_file(sha256=digest("x"), size=1, purpose="clean", filename="x", reservation=again)
+    assert mine(store).list_jobs().jobs == (made,)
+    assert len(mine(store).list_files().files) == 2
+
+
+def test_of_many_at_once_one_gets_the_key(store: JobStore) -> None:
+    def attempt(_: int) -> bool:
+        try:
+            return isinstance(mine(store).reserve("k", "same"), Reservation)
+        except RequestInFlightError:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(24))) == 1
+
+
+def test_sweeping_forgets_what_is_over(store: JobStore) -> None:
+    mine(store).create(spec_for(store), reserved(store))
+    reserved(store, "other")
+    remembered(store, seconds_ago=24 * 3600 + 1)
+    store.sweep()
+    with reading(store._engine) as connection:
+        assert connection.scalar(select(func.count()).select_from(idempotency_keys)) == 0
 
 
 # --- tenants and keys ---

@@ -111,12 +111,24 @@ def test_patience_ends():
 
 
 @pytest.mark.parametrize("failure", [LOST, BUSY], ids=["lost", "busy"])
-def test_a_job_is_never_asked_for_twice(failure):
-    client, seen = failing_first(1, lambda _: httpx.Response(202, json=job_json()), failure)
+@pytest.mark.usefixtures("pauses")
+def test_a_job_is_asked_for_under_one_key_however_often(failure):
+    keys = []
+
+    def answer(request):
+        keys.append(request.headers["idempotency-key"])
+        if len(keys) < 3:
+            if isinstance(failure, Exception):
+                raise failure
+            return failure
+        return httpx.Response(202, json=job_json())
+
+    client = client_of(answer)
     spec = JobSpec(model=ModelSpec(file_id="file_1", architecture="medic/x"), clean_data=DataSpec(file_id="file_2"))
-    with pytest.raises((UnreachableError, MedicApiError)):
-        client.create_job(spec)
-    assert seen == ["POST"]
+    assert client.create_job(spec).id == "job_1"
+    assert (len(keys), len(set(keys))) == (3, 1)
+    client.create_job(spec)
+    assert len(set(keys)) == 2
 
 
 def test_a_refusal_carries_its_problem_document_and_names_every_problem():
