@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from api import errors, openapi
 from api.dependencies import Services, caller, known_query
 from api.envelope import Envelope
+from api.rates import Rates
 from api.routes import artifacts as artifact_routes
 from api.routes import files, health, methods, sanitize
 from api.routes import jobs as job_routes
@@ -36,7 +37,7 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, que
         responses=openapi.ANY_PROBLEM,
     )
     key = record_of(settings.api_key.get_secret_value()) if settings.api_key else None
-    app.state.services = Services(settings, jobs, artifacts, queue, key)
+    app.state.services = Services(settings, jobs, artifacts, queue, key, Rates(settings.requests_per_minute))
     app.add_middleware(Envelope)
     errors.install(app)
     app.include_router(health.router)
@@ -47,7 +48,7 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, que
 
 def _v1() -> APIRouter:
     guarded = [Depends(caller), Depends(known_query)]
-    router = APIRouter(prefix="/v1", dependencies=guarded, responses=openapi.problems(400, 401, 403))
+    router = APIRouter(prefix="/v1", dependencies=guarded, responses=openapi.problems(400, 401, 403, 429))
     for routes in (files, sanitize, job_routes, artifact_routes, methods):
         router.include_router(routes.router)
     return router

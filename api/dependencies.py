@@ -13,6 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.bodies import posted_spec
 from api.errors import RequestRefusedError
+from api.rates import Rates
 from jobs.artifacts import ArtifactStore
 from jobs.errors import InvalidKeyError
 from jobs.keys import KeyRecord, Scope, record_of, verify
@@ -32,6 +33,7 @@ class Services:
     artifacts: ArtifactStore
     queue: Queue
     key: KeyRecord | None
+    rates: Rates
 
 
 def _services(request: Request) -> Services:
@@ -75,9 +77,10 @@ def caller(
     """Let only the holder of a valid API key in, and say whose it is.
 
     Raises:
-        RequestRefusedError: 401.
+        RequestRefusedError: 401; or 429, it asks too often.
     """
     if credentials is not None and (record := _record(services, credentials.credentials)):
+        services.rates.count(record.id)
         return record
     headers = {"WWW-Authenticate": 'Bearer realm="medic"'}
     raise RequestRefusedError(401, "unauthorized", "send Authorization: Bearer mdk_<id>_<secret>", headers=headers)

@@ -21,6 +21,13 @@ log = logging.getLogger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_SECONDS = 5
+"""After which a service that was not available is asked again."""
+
+WAITING_SECONDS: Mapping[str, int] = MappingProxyType(
+    {errors.RequestInFlightError.code: 1, errors.TenantQueueFullError.code: 5}
+)
+"""After which a request is sent again that was refused for now, by the code of the refusal."""
+
 MOST_PROBLEMS = 100
 LONGEST_DETAIL = 500
 
@@ -42,6 +49,8 @@ STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
         errors.DatabaseUnavailableError: 503,
         errors.SchemaTooNewError: 503,
         errors.QueueFullError: 503,
+        errors.TenantQueueFullError: 429,
+        errors.StorageQuotaError: 429,
         errors.RequestInFlightError: 409,
         errors.IdempotencyKeyReusedError: 422,
         errors.InvalidKeyError: 401,
@@ -53,10 +62,17 @@ class RequestRefusedError(Exception):
     """The request itself is at fault. ``problems`` holds every reason, not the first one."""
 
     def __init__(
-        self, status: int, code: str, detail: str, *problems: Problem, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *problems: Problem,
+        headers: Mapping[str, str] | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(detail)
         self.status, self.code, self.problems, self.headers = status, code, problems, headers
+        self.retry_after = retry_after
 
 
 class ProblemDocument(BaseModel):
@@ -81,10 +97,11 @@ def problem_response(
     detail: str,
     problems: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
+    retry_after: int | None = None,
 ) -> Response:
     """Put an error into its document."""
-    in_flight = code == errors.RequestInFlightError.code
-    retry_after = 1 if in_flight else RETRY_SECONDS if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    if retry_after is None:
+        retry_after = RETRY_SECONDS if status == HTTPStatus.SERVICE_UNAVAILABLE else WAITING_SECONDS.get(code)
     document = ProblemDocument(
         type=f"urn:medic:problem:{code}",
         title=HTTPStatus(status).phrase,
@@ -94,7 +111,7 @@ def problem_response(
         code=code,
         request_id=request.state.request_id,
         errors=tuple(problems[:MOST_PROBLEMS]),
-        retryable=in_flight or status in {503, 507},
+        retryable=retry_after is not None or status == HTTPStatus.INSUFFICIENT_STORAGE,
         retry_after=retry_after,
     )
     waiting = {"Retry-After": str(retry_after)} if retry_after else {}
@@ -120,7 +137,9 @@ def _jobs_error(request: Request, error: errors.JobsError) -> Response:
 
 
 def _refused(request: Request, error: RequestRefusedError) -> Response:
-    return problem_response(request, error.status, error.code, str(error), error.problems, error.headers)
+    return problem_response(
+        request, error.status, error.code, str(error), error.problems, error.headers, error.retry_after
+    )
 
 
 def _invalid_parameters(request: Request, error: RequestValidationError) -> Response:

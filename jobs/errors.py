@@ -107,6 +107,18 @@ class QueueFullError(JobsError):
     code = "queue_full"
 
 
+class TenantQueueFullError(JobsError):
+    """As many jobs of the tenant wait as may; nothing was changed."""
+
+    code = "tenant_queue_full"
+
+
+class StorageQuotaError(JobsError):
+    """The tenant's files would be larger together than they may; nothing was recorded."""
+
+    code = "storage_quota_exceeded"
+
+
 class RequestInFlightError(JobsError):
     """Another request under the same Idempotency-Key is not answered yet; nothing was changed."""
 

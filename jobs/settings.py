@@ -27,6 +27,21 @@ class Settings(BaseSettings):
     upload_limit_bytes: int = Field(default=4 * 1024**3, gt=0)
     multipart_limit_bytes: int = Field(default=64 * 1024**2, gt=0)
     queue_limit: int = Field(default=1000, gt=0, description="Jobs that may wait; one more is refused with 503.")
+    tenant_queue_limit: int | None = Field(
+        default=None,
+        gt=0,
+        description="Jobs of one tenant that may wait; one more is refused with 429. None: all.",
+    )
+    tenant_bytes_limit: int | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes of one tenant's files together; more is refused with 429. None: all.",
+    )
+    requests_per_minute: int | None = Field(
+        default=None,
+        gt=0,
+        description="Of one API key, at one API process; more is refused with 429. None: all.",
+    )
     lease_seconds: float = Field(default=60.0, gt=0)
     sweep_seconds: float = Field(default=5.0, gt=0)
     poll_seconds: float = Field(default=0.5, gt=0)

@@ -26,7 +26,7 @@ from jobs.models import TERMINAL, File, JobId, Phase, Progress, Purpose, Status
 from jobs.records import to_claim, to_file, to_key
 from jobs.settings import Settings
 from jobs.tables import api_keys, artifacts, files, job_inputs, jobs
-from jobs.tenant import TenantStore
+from jobs.tenant import USUAL_LIMITS, Limits, TenantStore
 from jobs.transitions import DEADLINE_EXCEEDED, QUEUED, WORKER_LOST, ended, failed
 
 
@@ -39,7 +39,7 @@ class JobStore:
         max_lost: A job that was taken from a silent worker this often is not given to another.
         max_crashes: A job that killed its child this often fails.
         default_deadline_seconds: Of a job that states none, from its creation.
-        queue_limit: How many jobs may wait; on PostgreSQL simultaneous ones may pass it together.
+        limits: Of what a tenant may have.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class JobStore:
         max_lost: int = 5,
         max_crashes: int = 2,
         default_deadline_seconds: int = 86_400,
-        queue_limit: int = 1000,
+        limits: Limits = USUAL_LIMITS,
     ) -> None:
         self._engine = engine
         self._lease = round(lease_seconds * 1000)
         self._max_lost, self._max_crashes = max_lost, max_crashes
-        self._deadline_seconds, self._queue_limit = default_deadline_seconds, queue_limit
+        self._deadline_seconds, self._limits = default_deadline_seconds, limits
 
     def of(self, tenant: str) -> TenantStore:
         """Return the files and jobs of a tenant, for its clients."""
@@ -63,7 +63,7 @@ class JobStore:
             self._engine,
             tenant,
             default_deadline_seconds=self._deadline_seconds,
-            queue_limit=self._queue_limit,
+            limits=self._limits,
         )
 
     def check(self) -> None:
@@ -284,7 +284,7 @@ def open_store(settings: Settings) -> JobStore:
         open_engine(settings),
         lease_seconds=settings.lease_seconds,
         default_deadline_seconds=settings.deadline_seconds,
-        queue_limit=settings.queue_limit,
+        limits=Limits(settings.queue_limit, settings.tenant_queue_limit, settings.tenant_bytes_limit),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
 from typing import Literal, cast
@@ -30,6 +31,8 @@ from jobs.errors import (
     JobFinishedError,
     JobNotFinishedError,
     QueueFullError,
+    StorageQuotaError,
+    TenantQueueFullError,
     UnknownArtifactError,
     UnknownFileError,
     UnknownJobError,
@@ -67,6 +70,24 @@ POINTERS: Mapping[Purpose, str] = MappingProxyType(
 _ALL: Mapping[str, str] = MappingProxyType({})
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What may be stored. On PostgreSQL simultaneous requests may pass a limit together.
+
+    Attributes:
+        waiting: Jobs that wait, of all tenants.
+        tenant_waiting: Jobs of one tenant that wait; None: any number.
+        tenant_bytes: Of all files of one tenant together; None: any number.
+    """
+
+    waiting: int = 1000
+    tenant_waiting: int | None = None
+    tenant_bytes: int | None = None
+
+
+USUAL_LIMITS = Limits()
+
+
 class TenantStore:
     """Files and jobs of one tenant; to it, those of others do not exist.
 
@@ -74,12 +95,12 @@ class TenantStore:
         engine: From ``open_engine``.
         tenant: Whose.
         default_deadline_seconds: Of a job that states none, from its creation.
-        queue_limit: How many jobs may wait, of all tenants; on PostgreSQL simultaneous ones may pass it together.
+        limits: Of what it may have.
     """
 
-    def __init__(self, engine: Engine, tenant: str, *, default_deadline_seconds: int, queue_limit: int) -> None:
+    def __init__(self, engine: Engine, tenant: str, *, default_deadline_seconds: int, limits: Limits) -> None:
         self._engine, self._tenant = engine, tenant
-        self._deadline_seconds, self._queue_limit = default_deadline_seconds, queue_limit
+        self._deadline_seconds, self._limits = default_deadline_seconds, limits
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -89,11 +110,13 @@ class TenantStore:
         """Record an upload whose bytes are in the artifact store already, and settle the reservation of its key.
 
         Raises:
+            StorageQuotaError: The tenant's files would be larger together than they may.
             RequestInFlightError: The reservation ran out; nothing was recorded.
         """
         row = {"id": new_id("file"), "sha256": sha256, "bytes": size, "purpose": purpose, "filename": filename}
         row["tenant"] = self._tenant
         with writing(self._engine) as connection:
+            self._check_bytes(connection, size)
             statement = insert(files).values(**row, created=Now()).returning(*files.c)
             file = to_file(connection.execute(statement).one())
             if reservation is not None:
@@ -164,6 +187,7 @@ class TenantStore:
             UnknownFileError: A file that the spec names does not exist; every problem with the files is listed.
             WrongPurposeError: A file was uploaded for another purpose; every one is listed.
             QueueFullError: As many jobs wait as may.
+            TenantQueueFullError: As many jobs of the tenant wait as may.
             RequestInFlightError: The reservation ran out.
         """
         with writing(self._engine) as connection:
@@ -176,8 +200,21 @@ class TenantStore:
 
     def _check_room(self, connection: Connection) -> None:
         waiting = select(func.count()).select_from(jobs).where(jobs.c.status == "queued")
-        if connection.execute(waiting).scalar_one() >= self._queue_limit:
-            raise QueueFullError(f"{self._queue_limit} jobs wait already")
+        if connection.execute(waiting).scalar_one() >= self._limits.waiting:
+            raise QueueFullError(f"{self._limits.waiting} jobs wait already")
+        most = self._limits.tenant_waiting
+        if most and connection.execute(waiting.where(jobs.c.tenant == self._tenant)).scalar_one() >= most:
+            raise TenantQueueFullError(f"{most} jobs of yours wait already, as many as may")
+
+    def _check_bytes(self, connection: Connection, size: int) -> None:
+        if self._limits.tenant_bytes is None:
+            return
+        stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.tenant == self._tenant)
+        left = self._limits.tenant_bytes - int(connection.execute(stored).scalar_one())
+        if size > left:
+            raise StorageQuotaError(
+                f"{size} bytes are more than the {left} that are left of your {self._limits.tenant_bytes}: delete files"
+            )
 
     def _insert(self, connection: Connection, spec: JobSpec, inputs: Mapping[Purpose, File]) -> JobId:
         job_id = JobId(new_id("job"))

@@ -52,12 +52,15 @@ class Architectures(Reply):
 
 
 class Limits(Reply):
-    """What this service accepts."""
+    """What this service accepts; null: any number."""
 
     upload_bytes: int
     multipart_bytes: int
     json_bytes: int
     queued_jobs: int
+    tenant_queued_jobs: int | None
+    tenant_bytes: int | None
+    requests_per_minute: int | None
     default_deadline_seconds: int
 
 
@@ -93,5 +96,8 @@ def get_limits(settings: ServiceSettings) -> Limits:
         multipart_bytes=settings.multipart_limit_bytes,
         json_bytes=JSON_LIMIT_BYTES,
         queued_jobs=settings.queue_limit,
+        tenant_queued_jobs=settings.tenant_queue_limit,
+        tenant_bytes=settings.tenant_bytes_limit,
+        requests_per_minute=settings.requests_per_minute,
         default_deadline_seconds=settings.deadline_seconds,
     )

@@ -64,6 +64,9 @@ def test_limits_are_those_of_the_settings(client: httpx.Client, settings: Settin
         "multipart_bytes": settings.multipart_limit_bytes,
         "json_bytes": 1024**2,
         "queued_jobs": settings.queue_limit,
+        "tenant_queued_jobs": None,
+        "tenant_bytes": None,
+        "requests_per_minute": None,
         "default_deadline_seconds": settings.deadline_seconds,
     }
 

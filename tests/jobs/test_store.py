@@ -42,7 +42,7 @@ from jobs.keys import KeyRecord
 from jobs.models import FileId, Job, JobSpec, Progress
 from jobs.store import JobStore
 from jobs.tables import idempotency_keys, jobs
-from jobs.tenant import new_id
+from jobs.tenant import Limits, new_id
 from tests.jobs.samples import (
     CRASH,
     FAILURE,
@@ -191,7 +191,7 @@ def test_a_file_of_another_purpose_is_refused(store: JobStore) -> None:
 
 
 def test_only_waiting_jobs_count_against_the_limit(open_store: OpenStore) -> None:
-    store = open_store(queue_limit=2)
+    store = open_store(limits=Limits(2))
     spec = spec_for(store)
     first, _ = mine(store).create(spec), mine(store).create(spec)
     with pytest.raises(QueueFullError):
