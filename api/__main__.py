@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
 
 def _about_the_key(jobs: JobStore) -> str:
     if jobs.list_keys():
-        return "API keys were made earlier; `python -m jobs keys create` makes another"
+        return "API keys were made earlier; `medic keys create` makes another"
     key = new_key()
     jobs.add_key(record_of(key))
     return f"API key, shown only this once: {key}"

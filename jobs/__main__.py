@@ -72,7 +72,7 @@ def revoke(key_id: str) -> None:
     """Let the holder of a key in no more. KEY_ID is what stands between mdk_ and the secret."""
     with _opened() as store:
         if not store.revoke_key(key_id):
-            raise click.ClickException(f"no key {key_id}; `python -m jobs keys list` shows all")
+            raise click.ClickException(f"no key {key_id}; `medic keys list` shows all")
     click.echo(f"{key_id} is revoked", err=True)
 
 

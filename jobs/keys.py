@@ -59,7 +59,7 @@ def record_of(key: str, *, tenant: str = DEFAULT_TENANT, scopes: tuple[Scope, ..
     """
     parts = re.fullmatch(r"mdk_([0-9a-z]{1,32})_([0-9a-zA-Z_-]{43,128})", key)
     if parts is None:
-        raise InvalidKeyError("an API key reads mdk_<id>_<secret>; make one with `python -m jobs keys create`")
+        raise InvalidKeyError("an API key reads mdk_<id>_<secret>; make one with `medic keys create`")
     return KeyRecord(parts[1], hashlib.sha256(parts[2].encode()).hexdigest(), tenant, scopes)
 
 

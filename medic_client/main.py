@@ -84,6 +84,13 @@ def worker() -> None:
     supervise(worker_arguments(os.environ))
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def keys(arguments: tuple[str, ...]) -> None:
+    """Create, list and revoke API keys, where the service's records are; `medic keys --help` says how."""
+    _run("jobs", "keys", *arguments)
+
+
 @cli.command()
 @click.option("--kind", required=True, help="Which trigger, such as badnet.")
 @click.option("--data", required=True, type=FILE, help="Zip of images in class folders.")
@@ -92,12 +99,18 @@ def worker() -> None:
 @click.option("--pattern", type=FILE, help="Of a latent trigger: image of what was learned.")
 def trigger(kind: str, data: Path, out: Path, classes: tuple[str, str] | None, pattern: Path | None) -> None:
     """Put a trigger on images, for evaluation only. Folders and names stay; what is not PNG becomes PNG."""
-    arguments = ["-P", "-m", "worker.trigger", "--kind", kind, "--data", str(data), "--out", str(out)]
+    arguments = ["--kind", kind, "--data", str(data), "--out", str(out)]
     if classes:
         arguments += ["--classes", *classes]
     if pattern:
         arguments += ["--pattern", str(pattern)]
-    ended = subprocess.run([sys.executable, *arguments], check=False)  # noqa: S603 - our own interpreter, no shell
+    _run("worker.trigger", *arguments)
+
+
+def _run(module: str, *arguments: str) -> None:
+    """Run what belongs to another package, as a process of its own."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    ended = subprocess.run(command, check=False)  # noqa: S603 - our own interpreter, no shell
     if ended.returncode:
         raise click.exceptions.Exit(USAGE if ended.returncode == USAGE else FAILED)
 

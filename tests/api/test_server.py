@@ -81,7 +81,7 @@ def test_the_first_start_shows_a_key_and_later_ones_do_not(tmp_path: Path) -> No
             assert client.get("/v1/limits").status_code == 200
     with running(tmp_path) as second:
         assert "mdk_" not in second.lines[1]
-        assert "python -m jobs keys create" in second.lines[1]
+        assert "medic keys create" in second.lines[1]
         with second.client(shown[0]) as client:
             assert client.get("/v1/limits").status_code == 200
     assert not any(shown[0].encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

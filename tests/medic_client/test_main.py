@@ -337,6 +337,17 @@ def test_the_demo_may_lose_three_points_exactly(fake, tmp_path):
     assert medic("demo", "--out", str(tmp_path / "demo")).exit_code == 0
 
 
+def test_keys_are_those_of_the_service_on_this_machine(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("MEDIC_DATA_DIR", str(tmp_path))
+    assert medic("keys", "create", "--tenant", "birds").exit_code == 0
+    key_id = capfd.readouterr().out.split("_")[1]
+    assert medic("keys", "revoke", key_id).exit_code == 0
+    assert medic("keys", "list").exit_code == 0
+    assert json.loads(capfd.readouterr().out)["id"] == key_id
+    assert medic("keys", "revoke", "nobody").exit_code == 5
+    assert medic("keys", "invent").exit_code == 2
+
+
 def test_trigger_runs_the_workers_tool_and_passes_its_verdict_on(tmp_path):
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         archive.writestr("cat/0.png", b"not an image")
