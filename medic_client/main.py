@@ -88,7 +88,7 @@ def worker() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def keys(arguments: tuple[str, ...]) -> None:
     """Create, list and revoke API keys, where the service's records are; `medic keys --help` says how."""
-    _run("jobs", "keys", *arguments)
+    _run_module("jobs", "keys", *arguments)
 
 
 @cli.command()
@@ -104,10 +104,10 @@ def trigger(kind: str, data: Path, out: Path, classes: tuple[str, str] | None, p
         arguments += ["--classes", *classes]
     if pattern:
         arguments += ["--pattern", str(pattern)]
-    _run("worker.trigger", *arguments)
+    _run_module("worker.trigger", *arguments)
 
 
-def _run(module: str, *arguments: str) -> None:
+def _run_module(module: str, *arguments: str) -> None:
     """Run what belongs to another package, as a process of its own."""
     command = [sys.executable, "-P", "-m", module, *arguments]
     ended = subprocess.run(command, check=False)  # noqa: S603 - our own interpreter, no shell
