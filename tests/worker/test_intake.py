@@ -22,7 +22,7 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
 from medic_core.architectures import find_architecture
-from worker.intake import inspect
+from worker.inspection import inspect
 from worker.process import PARENT_PID
 from worker.task import INTAKE_FILE, TASK_FILE, Intake, Task, prepared_data, prepared_suspect
 
