@@ -1,4 +1,4 @@
-"""What ``medic doctor`` looks at: a worker on this machine, where one is installed, and the service at ``MEDIC_URL``."""
+"""What ``medic doctor`` looks at: a worker on this machine, if one is installed, and the service at ``MEDIC_URL``."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pysqlite3.dbapi2 as sqlite
 from pydantic import ValidationError
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from jobs.database import SAFE_WAL, database_url, engine_of, reading
 from jobs.errors import JobsError
@@ -80,6 +81,8 @@ def _database(settings: Settings) -> Check:
             connection.execute(text("SELECT 1"))
     except JobsError as error:
         return Check(name="database", state="broken", detail=f"{backend}: {error}")
+    except DBAPIError as error:
+        return Check(name="database", state="broken", detail=f"{backend}: {error.orig}")
     finally:
         engine.dispose()
     return Check(name="database", state="ok", detail=f"{backend} answers")

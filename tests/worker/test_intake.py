@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,10 +21,12 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
+from jobs.models import Denial
 from medic_core.architectures import find_architecture
 from worker.inspection import inspect
 from worker.process import PARENT_PID
-from worker.task import INTAKE_FILE, TASK_FILE, Intake, Task, prepared_data, prepared_suspect
+from worker.sandbox.probe import probe
+from worker.task import INTAKE_FILE, PREPARED_FOLDER, TASK_FILE, Intake, Task, prepared_data, prepared_suspect
 
 ARCHITECTURE = "medic/wide_resnet10_1"
 CLASSES = ("ant", "bee", "cat")
@@ -266,6 +268,20 @@ def test_the_process_ends_well_for_sound_inputs_and_for_problems(job: Job) -> No
     job.files["clean"] = b"hello"
     assert job.run().returncode == 0
     assert problems(job.found()) == {"archive_format_unknown": "/clean_data/file_id"}
+
+
+def test_the_process_says_what_was_denied_to_it_while_it_read(job: Job) -> None:
+    assert job.run().returncode == 0
+    states = {layer.name: layer.state for layer in job.found().sandbox}
+    assert list(states) == list(get_args(Denial))
+    assert states == {layer.name: layer.state for layer in probe()}
+
+
+def test_the_process_writes_nowhere_but_into_its_own_folder(job: Job) -> None:
+    before = {path.name for path in job.folder.iterdir()} | {TASK_FILE, "clean", PREPARED_FOLDER}
+    assert job.run().returncode == 0
+    assert {path.name for path in job.folder.iterdir()} == before
+    assert job.task() == Task.model_validate_json((job.folder / TASK_FILE).read_bytes())
 
 
 class _Hungry:
