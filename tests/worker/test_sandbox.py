@@ -6,11 +6,12 @@ import errno
 import json
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -290,15 +291,17 @@ def test_what_cannot_be_tried_is_not_called_active(folder: Path) -> None:
 @needs_landlock
 def test_the_current_folder_and_one_that_holds_the_task_are_no_libraries(folder: Path) -> None:
     (folder / "task").mkdir()
-    (folder / "other").mkdir()
-    (folder / "other" / "module.py").write_text("")
+    for name in ("current", "other"):
+        (folder / name).mkdir()
+        (folder / name / "module.py").touch()
     code = """
 own = folder / "task"
-sys.path[1:1] = [str(folder), str(folder / "other")]
+sys.path[:1] = [str(folder / "current"), str(folder), str(folder / "other")]
 confined()
-print(tried(secret.read_text), tried(given.read_text), (folder / "other" / "module.py").read_text())"""
+print(*map(tried, [secret.read_text, given.read_text, *((folder / name / "module.py").read_text for name in
+    ("current", "other"))]))"""
     *_, last = ran(folder, CONFINED + code).splitlines()
-    assert last == "EACCES done "
+    assert last == "EACCES done EACCES done"
 
 
 def test_a_self_test_that_crashes_says_how(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -322,11 +325,16 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """Has the kernel refuse Landlock to a program, as containers may."""
 
 
-def started(folder: Path, program: tuple[str, ...], **settings: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(folder: Path, program: tuple[str, ...], **settings: str) -> Iterator[subprocess.Popen[str]]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
     environment = {**kept, "MEDIC_DATA_DIR": str(folder), **settings}
     command = [sys.executable, "-c", WITHOUT_LANDLOCK, *program]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("program", [POLLING_WORKER, CELERY_WORKER], ids=["polling", "celery"])
@@ -353,7 +361,8 @@ def test_another_worker_starts_without_landlock_and_says_so(tmp_path: Path) -> N
             assert line, log
             log += line
         (shown,) = present(tmp_path)
-        worker.send_signal(signal.SIGTERM)
+        worker.terminate()
+        worker.wait(20)
     assert "sandbox: reading unavailable (Landlock: Operation not permitted)" in log
     assert "sandbox: udp active (seccomp)" in log
     assert shown.mode == "auto"
