@@ -268,7 +268,7 @@ class FilePage(Reply):
 
 # --- how the service is -----------------------------------------------------------------------------
 
-Denial = Literal["resources", "reading", "writing", "programs", "tcp", "udp", "unix_sockets", "signals"]
+Denial = Literal["resources", "reading", "writing", "attributes", "programs", "tcp", "udp", "unix_sockets", "signals"]
 LayerState = Literal["active", "unavailable", "broken"]
 CheckState = Literal["ok", "note", "broken"]
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Mapping
@@ -268,6 +269,32 @@ def test_the_process_ends_well_for_sound_inputs_and_for_problems(job: Job) -> No
     job.files["clean"] = b"hello"
     assert job.run().returncode == 0
     assert problems(job.found()) == {"archive_format_unknown": "/clean_data/file_id"}
+
+
+def packed(mode: str, image_format: str) -> bytes:
+    """The same pictures in a tar of another image format."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(images(EQUAL))) as source, tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name in source.namelist():
+            picture = io.BytesIO()
+            Image.open(source.open(name)).save(picture, image_format)
+            member = tarfile.TarInfo(name)
+            member.size = picture.tell()
+            picture.seek(0)
+            archive.addfile(member, picture)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("mode", "image_format"), [("w", "JPEG"), ("w:gz", "WEBP")])
+def test_the_process_reads_in_its_sandbox_what_can_be_read_outside(job: Job, mode: str, image_format: str) -> None:
+    torch.save({"state_dict": weights()}, job.folder / "model")
+    job.files |= {"clean": packed(mode, image_format), "test": images({"ant": 2}, first=100)}
+    assert job.run().returncode == 0
+    found = job.found()
+    assert found.problems == ()
+    pictures = load_arrays(prepared_data(job.folder, "clean"))["images"]
+    assert found.model_copy(update={"sandbox": ()}) == job.inspect()
+    assert np.array_equal(pictures, load_arrays(prepared_data(job.folder, "clean"))["images"])
 
 
 def test_the_process_says_what_was_denied_to_it_while_it_read(job: Job) -> None:
