@@ -51,10 +51,7 @@ def open_engine(settings: Settings) -> Engine:
     """
     if settings.database_url is None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        url = URL.create("sqlite", database=str(settings.data_dir / "medic.sqlite3"))
-    else:
-        url = make_url(settings.database_url.get_secret_value())
-    engine = sqlite_engine(url) if url.get_backend_name() == "sqlite" else postgresql_engine(url)
+    engine = engine_of(database_url(settings))
     try:
         with writing(engine) as connection:
             _update_tables(connection)
@@ -72,6 +69,18 @@ def _update_tables(connection: Connection) -> None:
         from jobs.schema import migrate  # only where there is something to do: it takes longer than the rest
 
         migrate(connection)
+
+
+def database_url(settings: Settings) -> URL:
+    """Say where the database is."""
+    if settings.database_url is None:
+        return URL.create("sqlite", database=str(settings.data_dir / "medic.sqlite3"))
+    return make_url(settings.database_url.get_secret_value())
+
+
+def engine_of(url: URL) -> Engine:
+    """Make an engine; it connects when it is used, and changes no table."""
+    return sqlite_engine(url) if url.get_backend_name() == "sqlite" else postgresql_engine(url)
 
 
 def sqlite_engine(url: URL, *, synchronous: str = "FULL") -> Engine:

@@ -32,6 +32,7 @@ Purpose = Literal["model", "clean", "test", "triggered"]
 Status = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 Phase = Literal["fetch", "inspect", "baseline", "clone", "evaluate"]
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+SandboxMode = Literal["auto", "strict"]
 FailureClass = Literal["user", "resource", "infrastructure", "timeout", "internal"]
 
 
@@ -265,6 +266,54 @@ class FilePage(Reply):
     next: str | None = None
 
 
+# --- how the service is -----------------------------------------------------------------------------
+
+Denial = Literal["resources", "reading", "writing", "attributes", "programs", "tcp", "udp", "unix_sockets", "signals"]
+LayerState = Literal["active", "unavailable", "broken"]
+CheckState = Literal["ok", "note", "broken"]
+
+
+class SandboxLayer(Reply):
+    """One thing that the sandbox denies to the process that reads untrusted files.
+
+    ``active``: an attempt was refused. ``unavailable``: it was not, and ``detail`` says what the kernel lacks.
+    ``broken``: it was not, though the kernel had said that it would be.
+    """
+
+    name: Denial
+    state: LayerState
+    detail: str
+
+
+class WorkerSandbox(Reply):
+    """What one worker denies to its intake processes, by its self-test when it started."""
+
+    mode: SandboxMode
+    layers: dict[Denial, LayerState]
+
+
+class Ready(Reply):
+    """Jobs are accepted. ``queue`` is how workers hear of them; ``workers`` are those that share the data folder."""
+
+    status: Literal["ready"] = "ready"
+    queue: Literal["celery", "polling"]
+    workers: tuple[WorkerSandbox, ...] = ()
+
+
+class Check(Reply):
+    """One thing that ``medic doctor`` looked at. A ``note`` is worth knowing, and nothing has to be done about it."""
+
+    name: str
+    state: CheckState
+    detail: str
+
+
+class Diagnosis(Reply):
+    """All that was looked at, in order."""
+
+    checks: tuple[Check, ...]
+
+
 # --- what is reported --------------------------------------------------------------------------------
 
 
@@ -292,13 +341,17 @@ class Evaluation(Reply):
 
 
 class Environment(Reply):
-    """What the weights depend on beside the inputs: with the same of these, a CPU gives the same bits."""
+    """Where the weights were made: with the same of these, whatever the sandbox, a CPU gives the same bits.
+
+    ``sandbox`` is what was tried in the process that read the inputs.
+    """
 
     medic: str
     torch: str
     python: str
     device: str
     threads: int
+    sandbox: tuple[SandboxLayer, ...] = ()
 
 
 class Judgement(Reply):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jobs.errors import QueueUnavailableError
 from jobs.models import JobId
@@ -48,14 +50,28 @@ class CeleryQueue:
         Raises:
             QueueUnavailableError: The broker took no message.
         """
+        with self._connected("the broker took no message") as connection:
+            self._app.send_task(RUN_JOB, args=[job_id], connection=connection, retry=False)
+
+    def reach(self) -> None:
+        """Ask the broker for an answer.
+
+        Raises:
+            QueueUnavailableError: There was none.
+        """
+        with self._connected("the broker does not answer") as connection:
+            connection.channel()
+
+    @contextmanager
+    def _connected(self, failed: str) -> Iterator[Any]:
         from kombu.exceptions import KombuError
 
         connection = self._app.connection_for_write(transport_options=_IMPATIENT)  # connects when it is used
         try:
             with connection:
-                self._app.send_task(RUN_JOB, args=[job_id], connection=connection, retry=False)
+                yield connection
         except (KombuError, *connection.connection_errors, *connection.channel_errors) as error:
-            raise QueueUnavailableError(f"the broker took no message: {error}") from error
+            raise QueueUnavailableError(f"{failed}: {error}") from error
 
 
 def open_queue(settings: Settings) -> Queue:

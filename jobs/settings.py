@@ -8,6 +8,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.models import SandboxMode
+
 
 class Settings(BaseSettings):
     """Everything has a default; one machine needs no configuration."""
@@ -56,6 +58,10 @@ class Settings(BaseSettings):
         default=3600.0, gt=0, description="Bytes that no record names are removed when older."
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the trainer; None: all cores.")
+    sandbox: SandboxMode = Field(
+        default="auto",
+        description="Of the process that reads what users sent. auto: what the kernel gives; strict: all, or no start.",
+    )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
     @field_validator("database_url")

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from pydantic import TypeAdapter
 
-from jobs.models import Artifact, File, Job, JobId, JobPage, JobSpec, Purpose, Status
+from jobs.models import Artifact, File, Job, JobId, JobPage, JobSpec, Purpose, Ready, Status
 from medic_client.errors import DamagedDownloadError, MedicApiError, UnreachableError, WaitTimedOutError
 
 _CHUNK_BYTES = 1 << 20
@@ -105,6 +105,10 @@ class MedicClient:
                 file = self.upload(Path(part.file_id), purpose, progress=progress)
                 uploaded[field] = part.model_copy(update={"file_id": file.id})
         return self.create_job(spec.model_copy(update=uploaded))
+
+    def ready(self) -> Ready:
+        """Ask whether jobs are accepted, and in what sandbox workers read them."""
+        return Ready.model_validate_json(self._send("GET", "/readyz").content)
 
     def job(self, job_id: JobId) -> Job:
         """Return a job as it is now."""

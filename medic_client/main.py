@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 import click
 
-from jobs.models import Job, JobId, JobSpec, Status
+from jobs.models import Diagnosis, Job, JobId, JobSpec, Status
 from medic_client.demo import run_demo
 from medic_client.display import comparison_table, console, download_all, follow, transfer_bars
+from medic_client.doctor import checks_table, examine
 from medic_client.errors import (
     JobFailedError,
     MedicApiError,
@@ -256,6 +257,19 @@ def download(job_id: str, names: tuple[str, ...], out: Path) -> None:
     with remote(os.environ) as client:
         for path in download_all(client, JobId(job_id), out, names=names):
             click.echo(path)
+
+
+@cli.command()
+@JSON
+def doctor(as_json: bool) -> None:
+    """Look at what a worker on this machine needs and has, and at the service at MEDIC_URL where that is set."""
+    diagnosis = Diagnosis(checks=tuple(examine(os.environ)))
+    if as_json:
+        click.echo(diagnosis.model_dump_json())
+    else:
+        console(stderr=False).print(checks_table(diagnosis))
+    if any(check.state == "broken" for check in diagnosis.checks):
+        raise click.exceptions.Exit(FAILED)
 
 
 @cli.group()

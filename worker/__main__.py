@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from jobs.errors import JobsError
 from jobs.sweeper import sweep_forever
+from worker.entry import RefusedStartError, enter
 from worker.process import set_on_signal
 from worker.resources import supervisor
 from worker.run import run
@@ -36,9 +37,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
     try:
         opened = supervisor()
-    except (ValidationError, JobsError) as error:
+        registered = enter(opened.settings)
+    except (ValidationError, JobsError, RefusedStartError) as error:
         log.error("the worker does not start: %s", error)
-        sys.exit(os.EX_CONFIG if isinstance(error, ValidationError) else 1)
+        sys.exit(_status(error))
     set_on_signal(opened.stopping, signal.SIGTERM, signal.SIGINT)
     sweeper = threading.Thread(
         target=sweep_forever,
@@ -47,7 +49,14 @@ def main() -> None:
     )
     sweeper.start()
     log.info("worker ready, polling")
-    poll(opened)
+    with registered:
+        poll(opened)
+
+
+def _status(error: Exception) -> int:
+    if isinstance(error, RefusedStartError):
+        return error.status
+    return os.EX_CONFIG if isinstance(error, ValidationError) else 1
 
 
 if __name__ == "__main__":

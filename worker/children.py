@@ -91,7 +91,8 @@ def run_child(
     The child writes events as JSON lines to the descriptor that ``MEDIC_EVENTS_FD`` names; each is answered by a line
     on its standard input once ``on_event`` has returned, so that a child can wait until a checkpoint is safe. When
     this process dies, however it dies, the kernel kills the child: it must be started by the thread that waits for it,
-    since the kernel's signal follows that thread.
+    since the kernel's signal follows that thread. It inherits the environment of this process but for all ``MEDIC_*``:
+    the task says what a child has to know, and who parses untrusted files needs no key and no password.
 
     Args:
         module: Of this package.
@@ -102,7 +103,8 @@ def run_child(
         poll_seconds: How often to look.
     """
     reading, writing = os.pipe()
-    environment = {**CHILD_ENVIRONMENT, **os.environ, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
+    environment = {**CHILD_ENVIRONMENT, **inherited, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
     with open(reading, "rb", buffering=0) as events:  # noqa: PTH123 - a descriptor, not a path
         with _started(module, task_dir, environment, writing) as child:
             reason = _follow(child, events, watch, stall_seconds, on_event, poll_seconds)

@@ -177,14 +177,15 @@ def output_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
 
-def environment(device: torch.device) -> Environment:
-    """Say what the weights depend on beside the inputs."""
+def environment(device: torch.device, intake: Intake) -> Environment:
+    """Say what the weights depend on beside the inputs, and in what sandbox those were read."""
     return Environment(
         medic=version("medic"),
         torch=torch.__version__,
         python=platform.python_version(),
         device=str(device),
         threads=torch.get_num_threads(),
+        sandbox=intake.sandbox,
     )
 
 

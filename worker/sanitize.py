@@ -216,6 +216,6 @@ def _report(
         temperature_search=search,
         warnings=(*intake.warnings, *doubts),
         missing_evidence=reporting.missing_evidence(triggered=data.triggered is not None, test_source=data.test_source),
-        environment=reporting.environment(device),
+        environment=reporting.environment(device, intake),
         seconds=seconds,
     )

@@ -143,6 +143,7 @@ class _Run:
             checkpoint=self._fetched(checkpoint.sha256) if checkpoint else None,
             threads=self.supervisor.settings.threads,
             device=self.supervisor.settings.device,
+            sandbox=self.supervisor.settings.sandbox,
         )
         (self.task_dir / TASK_FILE).write_text(task.model_dump_json())
         self._advance("inspect")

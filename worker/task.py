@@ -1,7 +1,7 @@
 """What crosses the borders between the supervisor and its children: the task going in, what intake found coming out.
 
-A task is a folder: ``task.json`` (`Task`), ``intake.json`` (`Intake`) and ``prepared/``, where intake writes its
-safetensors. This module imports no torch: the supervisor reads it.
+A task is a folder: ``task.json`` (`Task`) and ``prepared/``, the one place where intake writes: its safetensors, and
+``intake.json`` (`Intake`). This module imports no torch: the supervisor reads it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from jobs.models import Failure, File, JobId, JobSpec, Problem, Purpose, Record, Summary
+from jobs.models import Failure, File, JobId, JobSpec, Problem, Purpose, Record, SandboxLayer, SandboxMode, Summary
 
 TASK_FILE = "task.json"
-INTAKE_FILE = "intake.json"
 RESULT_FILE = "result.json"
 OUT_FOLDER = "out"
 PREPARED_FOLDER = "prepared"
+INTAKE_FILE = f"{PREPARED_FOLDER}/intake.json"
 SUSPECT_FILE = "suspect.safetensors"
 
 DataRole = Literal["clean", "test", "triggered"]
@@ -52,6 +52,10 @@ class Inputs(Record):
     test: Path | None = None
     triggered: Path | None = None
 
+    def paths(self) -> tuple[Path, ...]:
+        """All files that were sent."""
+        return (self.model, *self.data().values())
+
     def data(self) -> dict[DataRole, Path]:
         """The archives of images that were given."""
         given = {"clean": self.clean, "test": self.test, "triggered": self.triggered}
@@ -69,6 +73,7 @@ class Task(Record):
     checkpoint: Path | None = Field(default=None, description="Of an earlier attempt; the trainer goes on from it.")
     device: str = "auto"
     threads: int | None = None
+    sandbox: SandboxMode = "auto"
 
 
 class Container(Record):
@@ -100,6 +105,7 @@ class Intake(Record):
     inputs: dict[Purpose, InputFindings] = Field(default={})
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    sandbox: tuple[SandboxLayer, ...] = Field(default=(), description="What was denied to the process that says this.")
 
 
 def prepared_data(folder: Path, role: DataRole) -> Path:

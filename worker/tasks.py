@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from jobs.models import JobId
 from jobs.queue import RUN_JOB, celery_app
 from jobs.settings import Settings
+from worker.entry import RefusedStartError, enter
 from worker.process import PARENT_PID, die_with_parent, set_on_signal
 from worker.resources import supervisor
 from worker.run import run
@@ -69,6 +70,18 @@ class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
         worker_shutting_down.connect(drain, weak=False)
 
 
+class EntryStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Tests the sandbox before the first job is taken, and shows this worker to the others while it lives."""
+
+    def start(self, _worker: Any) -> None:
+        """Register, or end the worker."""
+        try:
+            self._registered = enter(Settings())
+        except RefusedStartError as error:
+            sys.stderr.write(f"the worker does not start: {error}\n")
+            sys.exit(error.status)
+
+
 class SweeperStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Keeps a sweeper beside the worker, as a process: threads of the parent would not go well with its forks."""
 
@@ -98,4 +111,4 @@ class SweeperStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._sweeper = subprocess.Popen([sys.executable, "-m", "worker.sweep"], env=environment)
 
 
-app.steps["worker"].update((DrainStep, SweeperStep))
+app.steps["worker"].update((DrainStep, EntryStep, SweeperStep))

@@ -10,7 +10,8 @@ from api.dependencies import Artifacts, ServiceSettings, Store
 from api.errors import RequestRefusedError
 from api.openapi import problems
 from jobs.errors import JobsError
-from jobs.models import Problem, Reply
+from jobs.models import Problem, Ready, Reply
+from jobs.workers import present
 
 router = APIRouter(tags=["health"])
 
@@ -21,13 +22,6 @@ class Alive(Reply):
     status: Literal["alive"] = "alive"
 
 
-class Ready(Reply):
-    """Jobs are accepted. ``queue`` is how workers hear of them."""
-
-    status: Literal["ready"] = "ready"
-    queue: Literal["celery", "polling"]
-
-
 @router.get("/livez", summary="Is the process alive?", operation_id="get_liveness")
 def get_liveness() -> Alive:
     """Asks nothing of database or disk."""
@@ -36,7 +30,7 @@ def get_liveness() -> Alive:
 
 @router.get("/readyz", summary="Can it take jobs?", operation_id="get_readiness", responses=problems(503))
 def get_readiness(store: Store, artifacts: Artifacts, settings: ServiceSettings) -> Ready:
-    """The database answers and the artifact store can be written."""
+    """The database answers and the artifact store can be written. Says, too, what sandbox the workers have."""
     found = []
     try:
         store.check()
@@ -53,4 +47,4 @@ def get_readiness(store: Store, artifacts: Artifacts, settings: ServiceSettings)
         )
     if found:
         raise RequestRefusedError(503, "not_ready", "the service cannot take jobs", *found)
-    return Ready(queue="celery" if settings.broker_url else "polling")
+    return Ready(queue="celery" if settings.broker_url else "polling", workers=present(settings.data_dir))

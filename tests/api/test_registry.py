@@ -18,8 +18,10 @@ from api.app import create_app
 from jobs.artifacts import FolderStore
 from jobs.errors import DatabaseUnavailableError, InvalidKeyError
 from jobs.keys import new_key
+from jobs.models import WorkerSandbox
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.workers import register
 from medic_core.config import PRESETS, RemovalConfig, expand_preset
 from tests.api.harness import FakeQueue, client_of, problem
 
@@ -74,10 +76,20 @@ def test_limits_are_those_of_the_settings(client: httpx.Client, settings: Settin
 def test_a_ready_service_says_how_its_workers_hear_of_jobs(
     client: httpx.Client, settings: Settings, store: JobStore, blobs: FolderStore, queue: FakeQueue
 ) -> None:
-    assert client.get("/readyz").json() == {"status": "ready", "queue": "polling"}
+    assert client.get("/readyz").json() == {"status": "ready", "queue": "polling", "workers": []}
     with_broker = Settings(data_dir=settings.data_dir, broker_url="redis://127.0.0.1:1/0")
     with client_of(create_app(with_broker, store, blobs, queue)) as other:
-        assert other.get("/readyz").json() == {"status": "ready", "queue": "celery"}
+        assert other.get("/readyz").json() == {"status": "ready", "queue": "celery", "workers": []}
+
+
+def test_a_ready_service_says_without_a_key_what_sandbox_its_living_workers_have(
+    app: FastAPI, settings: Settings
+) -> None:
+    sandbox = WorkerSandbox(mode="auto", layers={"udp": "active", "reading": "unavailable"})
+    with client_of(app) as stranger:
+        with register(settings.data_dir, sandbox):
+            assert stranger.get("/readyz").json()["workers"] == [sandbox.model_dump()]
+        assert stranger.get("/readyz").json()["workers"] == []
 
 
 def test_a_service_that_cannot_store_is_alive_but_not_ready(

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
-from jobs.models import Job, Report
+from jobs.models import Denial, Diagnosis, Job, LayerState, Report
 from medic_client.client import MedicClient
 from medic_core.architectures import find_architecture
-from tests.end_to_end.stack import Stack, digests, wait_ended
+from tests.end_to_end.stack import Stack, digests, wait_ended, wait_for
+from worker.sandbox.probe import probe
+
+
+def sandbox_here() -> dict[Denial, LayerState]:
+    return {layer.name: layer.state for layer in probe()}
 
 
 def sanitized(running: Stack, client: MedicClient, **settings: object) -> Job:
@@ -44,6 +53,8 @@ def test_the_record_holds_the_figures_the_digests_and_every_resolved_value(
     assert report.outputs == {name: each.sha256 for name, each in artifacts.items() if name != "report.json"}
     assert len(report.cloned_layers) == 7
     assert sum(map(sum, report.after.confusion)) == 150
+    assert {layer.name: layer.state for layer in report.environment.sandbox} == sandbox_here()
+    assert report.environment.sandbox[0].state == "active"
 
     metrics = [json.loads(line) for line in paths["metrics.jsonl"].read_text().splitlines()]
     assert [each["epoch"] for each in metrics] == [1, 2, 3, 4]
@@ -85,3 +96,22 @@ def test_without_test_data_a_fifth_is_held_out_and_the_report_says_what_is_missi
     report = Report.model_validate_json(client.download(job.id, found["report.json"], tmp_path).read_bytes())
     assert (report.test_source, report.train_samples, report.test_samples) == ("holdout", 72, 18)
     assert len(report.missing_evidence) == 2
+
+
+def test_the_service_and_the_doctor_say_what_sandbox_the_worker_has(running: Stack, client: MedicClient) -> None:
+    wait_for(lambda: client.ready().workers, 30)
+    (worker,) = client.ready().workers
+    assert worker.layers == sandbox_here()
+    url = re.search(r"listening on (http://\S+)", "".join(map(running.log, running.processes)))
+    assert url is not None
+    environment = {**os.environ, "MEDIC_URL": url[1], "MEDIC_DATA_DIR": str(running.folder / "data")}
+    command = [sys.executable, "-m", "medic_client.main", "doctor", "--json"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    checks = {check.name: check for check in Diagnosis.model_validate_json(ended.stdout).checks}
+    assert "broken" not in {check.state for check in checks.values()}
+    for name in ("python", "sqlite", "settings", "data folder", "database", "broker", "device", "sandbox", "service"):
+        assert checks[name].state == "ok", checks[name]
+    for name, state in worker.layers.items():
+        assert checks[f"sandbox: {name}"].detail.startswith(state)
+    assert checks["service's worker 1"].detail.startswith("sandbox auto: ")

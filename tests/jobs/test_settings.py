@@ -12,6 +12,7 @@ MALFORMED = {
     "MEDIC_LEASE_SECONDS": "soon",
     "MEDIC_PORT": "70000",
     "MEDIC_DEVICE": "tpu",
+    "MEDIC_SANDBOX": "off",
     "MEDIC_UPLOAD_LIMIT_BYTES": "0",
 }
 
@@ -29,4 +30,5 @@ def test_one_machine_needs_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     settings = Settings()
     assert (settings.database_url, settings.broker_url, settings.host) == (None, None, "127.0.0.1")
+    assert settings.sandbox == "auto"
     assert settings.data_dir.is_absolute()

@@ -66,6 +66,7 @@ class FakeService:
 
     statuses: list[str] = field(default_factory=lambda: ["running", "succeeded"])
     ended: dict[str, Any] = field(default_factory=lambda: {"summary": SUMMARY})
+    ready: dict[str, Any] = field(default_factory=lambda: {"queue": "polling"})
     refusal: httpx.Response | Exception | None = None
     uploads: dict[str, bytes] = field(default_factory=dict)
     specs: list[dict[str, Any]] = field(default_factory=list)
@@ -80,6 +81,8 @@ class FakeService:
         if self.refusal:
             return self.refusal
         match request.method, request.url.path:
+            case "GET", "/readyz":
+                return httpx.Response(200, json=self.ready)
             case "PUT", "/v1/files":
                 self.uploads[request.url.params["purpose"]] = request.read()
                 return httpx.Response(201, json=file_json(request))

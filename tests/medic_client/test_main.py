@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from medic_client import main, service
+from medic_client import doctor, main, service
 from medic_client.client import MedicClient
 from medic_client.display import follow
 from tests.medic_client.fake_service import FakeService, comparison, job_json
@@ -390,3 +390,48 @@ def test_no_arguments_and_unknown_commands_are_usage_errors():
 
 def test_fake_jobs_are_jobs_of_the_contract():
     assert main.Job.model_validate(job_json("running")).terminal is False
+
+
+STATES = {"udp": "active", "reading": "active"}
+
+
+@pytest.mark.parametrize(
+    ("workers", "row", "exit_code"),
+    [
+        ([], ("note", "none shares the data folder"), 0),
+        ([STATES], ("ok", "sandbox strict: all layers active"), 0),
+        ([{**STATES, "signals": "unavailable"}], ("note", "sandbox strict: signals unavailable"), 0),
+        ([{**STATES, "udp": "broken"}], ("broken", "sandbox strict: udp broken"), 5),
+    ],
+)
+def test_doctor_shows_the_sandbox_of_the_services_workers(fake, monkeypatch, workers, row, exit_code):
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    fake.ready["workers"] = [{"mode": "strict", "layers": layers} for layers in workers]
+    result = medic("doctor", "--json")
+    assert result.exit_code == exit_code
+    here, reached, *theirs = json.loads(result.stdout)["checks"]
+    assert (here["state"], reached["state"]) == ("note", "ok")
+    assert [(check["state"], check["detail"].startswith(row[1])) for check in theirs] == [(row[0], True)]
+    assert fake.asked == ["GET /readyz"]
+    table = medic("doctor")
+    assert (table.exit_code, row[1] in table.stdout) == (exit_code, True)
+
+
+def test_doctor_without_a_url_asks_nobody_and_an_unreachable_service_is_broken(fake, monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    fake.refusal = httpx.ConnectError("refused")
+    assert medic("doctor").exit_code == 5
+    fake.asked.clear()
+    monkeypatch.delenv("MEDIC_URL")
+    assert medic("doctor").exit_code == 0
+    assert fake.asked == []
+
+
+def test_doctor_says_when_the_worker_here_cannot_even_be_looked_at(monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("MEDIC_URL")
+    result = medic("doctor", "--json")
+    assert result.exit_code == 5
+    (check,) = json.loads(result.stdout)["checks"]
+    assert (check["state"], check["detail"]) == ("broken", "its doctor ended with status 3")

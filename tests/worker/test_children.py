@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -67,6 +68,15 @@ def test_a_child_gets_its_environment_unless_the_worker_has_its_own(
     heard: list[Event] = []
     child_that(tmp_path, ("tell", list(CHILD_ENVIRONMENT)), on_event=heard.append)
     assert heard == [{**CHILD_ENVIRONMENT, "OMP_WAIT_POLICY": "ACTIVE"}]
+
+
+def test_a_child_learns_no_secret_of_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ("MEDIC_DATABASE_URL", "MEDIC_BROKER_URL", "MEDIC_API_KEY")
+    for name in secrets:
+        monkeypatch.setenv(name, "secret")
+    heard: list[Event] = []
+    child_that(tmp_path, ("tell", [*secrets, "PATH"]), on_event=heard.append)
+    assert heard == [{**dict.fromkeys(secrets), "PATH": os.environ["PATH"]}]
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "lease_lost"])

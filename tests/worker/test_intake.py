@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,10 +22,12 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file
 
+from jobs.models import Denial
 from medic_core.architectures import find_architecture
-from worker.intake import inspect
+from worker.inspection import inspect
 from worker.process import PARENT_PID
-from worker.task import INTAKE_FILE, TASK_FILE, Intake, Task, prepared_data, prepared_suspect
+from worker.sandbox.probe import probe
+from worker.task import INTAKE_FILE, PREPARED_FOLDER, TASK_FILE, Intake, Task, prepared_data, prepared_suspect
 
 ARCHITECTURE = "medic/wide_resnet10_1"
 CLASSES = ("ant", "bee", "cat")
@@ -266,6 +269,46 @@ def test_the_process_ends_well_for_sound_inputs_and_for_problems(job: Job) -> No
     job.files["clean"] = b"hello"
     assert job.run().returncode == 0
     assert problems(job.found()) == {"archive_format_unknown": "/clean_data/file_id"}
+
+
+def packed(mode: str, image_format: str) -> bytes:
+    """The same pictures in a tar of another image format."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(images(EQUAL))) as source, tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name in source.namelist():
+            picture = io.BytesIO()
+            Image.open(source.open(name)).save(picture, image_format)
+            member = tarfile.TarInfo(name)
+            member.size = picture.tell()
+            picture.seek(0)
+            archive.addfile(member, picture)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("mode", "image_format"), [("w", "JPEG"), ("w:gz", "WEBP")])
+def test_the_process_reads_in_its_sandbox_what_can_be_read_outside(job: Job, mode: str, image_format: str) -> None:
+    torch.save({"state_dict": weights()}, job.folder / "model")
+    job.files |= {"clean": packed(mode, image_format), "test": images({"ant": 2}, first=100)}
+    assert job.run().returncode == 0
+    found = job.found()
+    assert found.problems == ()
+    pictures = load_arrays(prepared_data(job.folder, "clean"))["images"]
+    assert found.model_copy(update={"sandbox": ()}) == job.inspect()
+    assert np.array_equal(pictures, load_arrays(prepared_data(job.folder, "clean"))["images"])
+
+
+def test_the_process_says_what_was_denied_to_it_while_it_read(job: Job) -> None:
+    assert job.run().returncode == 0
+    states = {layer.name: layer.state for layer in job.found().sandbox}
+    assert list(states) == list(get_args(Denial))
+    assert states == {layer.name: layer.state for layer in probe()}
+
+
+def test_the_process_writes_nowhere_but_into_its_own_folder(job: Job) -> None:
+    before = {path.name for path in job.folder.iterdir()} | {TASK_FILE, "clean", PREPARED_FOLDER}
+    assert job.run().returncode == 0
+    assert {path.name for path in job.folder.iterdir()} == before
+    assert job.task() == Task.model_validate_json((job.folder / TASK_FILE).read_bytes())
 
 
 class _Hungry:

@@ -12,7 +12,7 @@ import torch
 from jobs.models import Report, TemperatureSearch
 from medic_core.removal.training import NoCheckpoint
 from tests.end_to_end.tiny import ARCHITECTURE, make_inputs
-from worker.intake import inspect
+from worker.inspection import inspect
 from worker.sanitize import sanitize
 from worker.task import Result, Task
 

@@ -78,6 +78,7 @@ def children(
         if module == "worker.intake":
             findings = {"model": InputFindings(format="torch"), "clean": InputFindings(format="zip", samples=9)}
             intake_found = Intake(class_names=("a", "b"), num_classes=2, inputs=findings)
+            (task_dir / INTAKE_FILE).parent.mkdir()
             (task_dir / INTAKE_FILE).write_text(intake_found.model_dump_json())
             return intake
         for event in events:
