@@ -17,6 +17,7 @@ from jobs.errors import DatabaseUnavailableError, StorageFullError
 from jobs.models import DataSpec, Job, JobSpec, ModelSpec
 from jobs.settings import Settings
 from jobs.store import JobStore
+from tests.jobs.samples import mine
 from worker import run as running
 from worker import supervise
 from worker.children import NO_ROOM_STATUS, Ended, Event
@@ -41,16 +42,16 @@ class House:
             model=ModelSpec(file_id=ids["model"], architecture="medic/resnet20"),
             clean_data=DataSpec(file_id=ids["clean"]),
         )
-        self.job_id = self.jobs.create(spec).id
+        self.job_id = mine(self.jobs).create(spec).id
 
     def _file(self, purpose: Any) -> Any:
         blob = self.artifacts.put_bytes(purpose.encode())
-        return self.jobs.add_file(sha256=blob.sha256, size=blob.size, purpose=purpose, filename="f").id
+        return mine(self.jobs).add_file(sha256=blob.sha256, size=blob.size, purpose=purpose, filename="f").id
 
     def run(self, times: int = 1) -> Job:
         for _ in range(times):
             run(self.job_id, jobs=self.jobs, supervise=self.supervisor)
-        return self.jobs.get(self.job_id)
+        return mine(self.jobs).get(self.job_id)
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_a_worker_that_has_to_end_gives_the_job_back_uncounted(house: House, mon
 
 def test_of_a_lost_lease_nothing_is_written(house: House) -> None:
     run(house.job_id, jobs=house.jobs, supervise=lambda _: None)
-    assert house.jobs.get(house.job_id).status == "running"
+    assert mine(house.jobs).get(house.job_id).status == "running"
 
 
 def test_a_job_announced_twice_is_run_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +167,7 @@ def test_input_bytes_that_changed_on_disk_are_never_used(
     role: str, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = children(monkeypatch)
-    claimed = house.jobs.get(house.job_id)
+    claimed = mine(house.jobs).get(house.job_id)
     sha256 = claimed.model.sha256 if role == "model" else claimed.clean_data.sha256
     house.artifacts.path(sha256).write_bytes(b"something else")
     job = house.run()
