@@ -44,7 +44,7 @@ class IntakeLimits(Record):
     archive_bytes: int = Field(default=8 * _GIB, gt=0, description="Of a whole archive, inflated.")
     archive_ratio: int = Field(default=100, gt=0, description="Inflated bytes per byte, once 16 MiB are inflated.")
     archive_folders: int = Field(default=30_000, gt=0, description="Classes, that is.")
-    image_pixels: int = Field(default=25_000_000, gt=0, description="Of one image; takes up to 0.3 GB to decode.")
+    image_pixels: int = Field(default=20_000_000, gt=0, description="Of one image; a WebP may have half as many.")
     pixel_ratio: int = Field(
         default=300, gt=0, description="Pixels per byte of an archive, once 250 million are there."
     )

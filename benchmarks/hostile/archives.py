@@ -78,7 +78,12 @@ def packed(files: Mapping[str, bytes], draw: Random) -> bytes:
     sort = draw.randrange(4)
     if sort < 2:
         return zipped(files, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[sort])
-    return tarred(files) if sort == 2 else gzip.compress(tarred(files), 1)
+    return tarred(files) if sort == 2 else gzipped(tarred(files))
+
+
+def gzipped(data: bytes) -> bytes:
+    """Without the time that gzip would note."""
+    return gzip.compress(data, 1, mtime=0)
 
 
 def shuffled(files: Mapping[str, bytes], draw: Random) -> dict[str, bytes]:
@@ -110,7 +115,7 @@ def _zeros(count: int) -> bytes:
 
 @cache
 def _gzipped_zeros() -> bytes:
-    return gzip.compress(bytes(_ZEROS))
+    return gzipped(bytes(_ZEROS))
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ def links_and_devices_in_a_tar(draw: Random, honest: Honest) -> bytes:
     header.type = draw.choice([*sorts, tarfile.GNUTYPE_SPARSE])
     header.linkname = draw.choice(["/etc/passwd", "../../x", str(honest.flag), "0/link.png", "0/0.png"])
     data = tarred(honest.images, header)
-    return data if draw.random() < 0.5 else gzip.compress(data, 1)
+    return data if draw.random() < 0.5 else gzipped(data)
 
 
 @kind("data", "archive_unsafe_name", files=12)
@@ -229,7 +234,7 @@ def as_many_files_as_are_read_and_no_image(draw: Random, _: Honest) -> bytes:
     names = [f"{number % 10}/{number}.png" for number in range(draw.randrange(190_000, 200_000))]
     if draw.random() < 0.5:
         return zip_by_hand((name, 1, b"x", 0) for name in names)
-    return gzip.compress(b"".join(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT) for name in names) + bytes(1024), 1)
+    return gzipped(b"".join(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT) for name in names) + bytes(1024))
 
 
 @kind("data", "archive_too_large", files=2)
@@ -237,7 +242,7 @@ def more_files_than_are_read(draw: Random, _: Honest) -> bytes:
     names = [f"{number % 10}/{number}.png" for number in range(draw.randrange(200_001, 240_000))]
     if draw.random() < 0.5:
         return zip_by_hand((name, 0, b"", 0) for name in names)
-    return gzip.compress(b"".join(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT) for name in names) + bytes(1024), 1)
+    return gzipped(b"".join(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT) for name in names) + bytes(1024))
 
 
 # --- bombs -----------------------------------------------------------------------------------------------------------
@@ -272,7 +277,7 @@ def zip_bomb_whose_files_overlap(draw: Random, _: Honest) -> bytes:
 def tar_bomb_of_one_file(draw: Random, _: Honest) -> bytes:
     header, blocks = tarfile.TarInfo("0/1.png"), draw.randrange(5, 640)
     header.size = blocks * _ZEROS
-    return gzip.compress(header.tobuf(tarfile.GNU_FORMAT)) + _gzipped_zeros() * blocks
+    return gzipped(header.tobuf(tarfile.GNU_FORMAT)) + _gzipped_zeros() * blocks
 
 
 @kind("data", "archive_too_large", files=3)
@@ -280,7 +285,7 @@ def tar_bomb_of_many_files(draw: Random, _: Honest) -> bytes:
     headers = [tarfile.TarInfo(f"{number % 10}/{number}.png") for number in range(draw.randrange(100, 640))]
     for header in headers:
         header.size = _ZEROS
-    return b"".join(gzip.compress(header.tobuf()) + _gzipped_zeros() for header in headers)
+    return b"".join(gzipped(header.tobuf()) + _gzipped_zeros() for header in headers)
 
 
 @kind("data", "archive_unreadable", files=6)
@@ -288,7 +293,7 @@ def tar_bomb_in_a_header(draw: Random, _: Honest) -> bytes:
     header, blocks = tarfile.TarInfo("././@PaxHeader"), draw.randrange(5, 640)
     header.type = draw.choice([tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
     header.size = blocks * _ZEROS
-    return gzip.compress(header.tobuf(tarfile.GNU_FORMAT)) + _gzipped_zeros() * blocks
+    return gzipped(header.tobuf(tarfile.GNU_FORMAT)) + _gzipped_zeros() * blocks
 
 
 @kind("data", "archive_unreadable", files=3)
@@ -345,7 +350,7 @@ def rare_compression(draw: Random, honest: Honest) -> bytes:
 
 
 @kind("data", "archive_unreadable", "archive_too_large", "archive_empty", "data_too_small", TAKEN, files=30)
-def zip_end_that_lies(draw: Random, honest: Honest) -> bytes:
+def archive_end_that_lies(draw: Random, honest: Honest) -> bytes:
     data = bytearray(zipped(honest.images))
     place, size = draw.choice([(8, 2), (10, 2), (12, 4), (16, 4)])  # entries twice, size and place of the directory
     end = data.rindex(b"PK\5\6") + place
@@ -355,7 +360,7 @@ def zip_end_that_lies(draw: Random, honest: Honest) -> bytes:
 
 
 @kind("data", "archive_unreadable", "archive_too_large", files=30)
-def zip_directory_that_lies(draw: Random, honest: Honest) -> bytes:
+def archive_directory_that_lies(draw: Random, honest: Honest) -> bytes:
     data = bytearray(zipped(honest.images, draw.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
     place = data.index(b"PK\1\2") + draw.choice([16, 20, 24, 42])  # checksum, packed size, size, offset
     data[place : place + 4] = struct.pack("<I", draw.choice([2**31, 2**32 - 1, draw.randrange(1, 2**20) * 7 + 3]))
@@ -379,7 +384,7 @@ def tar_header_that_lies(draw: Random, honest: Honest) -> bytes:
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     data = bytes(header) + tarred(honest.images)
-    return data if draw.random() < 0.5 else gzip.compress(data, 1)
+    return data if draw.random() < 0.5 else gzipped(data)
 
 
 # --- cut off, changed, something else --------------------------------------------------------------------------------
@@ -393,7 +398,7 @@ def zip_cut_off(draw: Random, honest: Honest) -> bytes:
 
 @kind("data", "archive_unreadable", files=64)
 def gzipped_tar_cut_off(draw: Random, honest: Honest) -> bytes:
-    data = gzip.compress(tarred(honest.images), 1)
+    data = gzipped(tarred(honest.images))
     return data[: draw.randrange(5, len(data))]
 
 
@@ -438,6 +443,4 @@ def archive_behind_another_file(draw: Random, honest: Honest) -> bytes:
 @kind("data", "archive_empty", files=6)
 def archive_of_nothing(draw: Random, _: Honest) -> bytes:
     litter = {"__MACOSX/0/1.png": b"x", "0/.hidden.png": b"x", "0/Thumbs.db": b"x"}
-    return draw.choice(
-        [b"", zipped({}), zipped({"0/": b""}), packed(litter, draw), tarred({}), gzip.compress(tarred({}))]
-    )
+    return draw.choice([b"", zipped({}), zipped({"0/": b""}), packed(litter, draw), tarred({}), gzipped(tarred({}))])

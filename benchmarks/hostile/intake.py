@@ -104,11 +104,11 @@ def read_all(corpus: Iterable[Hostile], honest: Honest, folder: Path) -> Iterato
     with _reader(folder) as reader:
         for hostile in corpus:
             task = folder / "task"
+            before = _contents(folder, task)
             (task / PREPARED_FOLDER).mkdir(parents=True)
             path = task / hostile.role
             path.write_bytes(hostile.data(honest))
             _write_task(task, inputs | {hostile.role: path})
-            before = _contents(folder, task)
             answer = reader.read(task)
             yield _judged(hostile, answer, _strays(task, hostile.role) | (_contents(folder, task) ^ before), honest)
             shutil.rmtree(task)

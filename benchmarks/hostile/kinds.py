@@ -25,7 +25,8 @@ class Kind:
     """One way to mean harm.
 
     Attributes:
-        make: Makes one file; the same state of the generator makes the same bytes.
+        make: Makes one file; the same state of the generator makes the same bytes (but PyTorch's legacy format holds
+            addresses of memory).
         codes: The refusals that are right, ``TAKEN`` among them where it may be taken.
         roles: As what it is sent, in turn.
         files: How many of the kind belong to the corpus.

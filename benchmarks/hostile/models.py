@@ -124,11 +124,11 @@ def gadget(draw: Random, honest: Honest) -> Gadget:
             Gadget(subprocess.call, ["mkdir", flag]),
             Gadget(exec, code),
             Gadget(eval, code),
-            Gadget(open, flag, "w"),
+            Gadget(Path.touch, honest.flag),
             Gadget(Path.mkdir, honest.flag),
             Gadget(functools.partial(os.mkdir, flag)),
             Gadget(list, map(os.mkdir, [flag])),
-            Gadget(getattr, Gadget(eval, code), "real"),
+            Gadget(getattr, Gadget(eval, code), "__class__"),
         ]
     )
 
@@ -386,7 +386,7 @@ def storage_that_claims_more_than_is_there(draw: Random, _: Honest) -> bytes:
     return with_pickle(data, lambda old: old.replace(b"K\4t", claimed + b"t").replace(b"K\4\x85", claimed + b"\x85"))
 
 
-@kind("model", "model_unreadable", "model_tensor_invalid", "input_too_large", files=24)
+@kind("model", "model_unreadable", "input_too_large", files=24)
 def tensor_that_claims_more_than_its_storage(draw: Random, _: Honest) -> bytes:
     claimed = b"J" + struct.pack("<i", draw.randrange(2**9, 2 ** draw.randrange(10, 32))) + b"\x85"
     data = saved({"a": torch.ones(4)}, legacy=draw.random() < 0.3)
@@ -609,7 +609,7 @@ def safetensors_followed_by_another_file(draw: Random, honest: Honest) -> bytes:
 
 @kind("model", TAKEN, files=6)
 def sound_safetensors_with_markup_in_metadata(draw: Random, honest: Honest) -> bytes:
-    text = draw.choice(["<script>alert(1)</script>", "\x1b[2J", "\u202e", "=HYPERLINK()", "../../x", "\ud83d\ude00"])
+    text = draw.choice(["<script>alert(1)</script>", "\x1b[2J", "\u202e", "=HYPERLINK()", "../../x", "\U0001f600"])
     return save(honest.state, metadata={text: text * draw.randrange(1, 500)})
 
 

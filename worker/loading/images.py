@@ -29,6 +29,7 @@ from worker.loading.refusal import RefusedError, listed, refused, told
 from worker.task import IntakeLimits
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_WEBP_COPIES = 2  # of the memory of other formats: its decoder keeps several canvases
 _START_OF_SCAN = b"\xff\xda"
 _OPAQUE = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})
 _TRANSPARENT = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
@@ -170,8 +171,9 @@ class _PixelCount:
             RefusedError: ``data_too_large``, with the others it is.
         """
         pixels = image.width * image.height
-        if pixels > self._limits.image_pixels:
-            raise _UnreadableError(f"{image.width}×{image.height} pixels are more than {self._limits.image_pixels}")
+        most = self._limits.image_pixels // (_WEBP_COPIES if image.format == "WEBP" else 1)
+        if pixels > most:
+            raise _UnreadableError(f"{image.width}×{image.height} pixels are more than {most}")
         scans = 0 if image.format in ("PNG", "WEBP") else data.count(_START_OF_SCAN)
         self._count += pixels * (1 + scans // _SCANS_PER_DECODING)
         if self._count > self._most:
@@ -188,7 +190,7 @@ def _unreadable(reasons: Mapping[str, str], *, total: int) -> RefusedError:
     return refused(
         "image_unreadable",
         f"{least}{len(reasons)} of {total} files are no readable PNG, JPEG or WEBP image: {listed(sorted(reasons))}. "
-        f"The first: {first}. Repair or remove them.",
+        f"The first: {first}. Repair, shrink or remove them.",
     )
 
 
