@@ -250,6 +250,7 @@ def test_every_target_that_is_spoken_of_exists() -> None:
         "bench-default",
         "bench-speed",
         "bench-upload",
+        "bench-hostile",
         "bench-architectures",
     ],
 )

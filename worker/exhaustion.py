@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from jobs.artifacts import NO_ROOM
 from worker.children import NO_ROOM_STATUS
@@ -28,6 +30,25 @@ def is_too_large(error: Exception) -> bool:
 def is_out_of_room(error: Exception) -> bool:
     """Whether the disk is full, or the process may not write as much."""
     return any(text in str(error) for text in _NO_ROOM_TEXTS)
+
+
+@contextmanager
+def memory_at_most(more_bytes: int) -> Iterator[None]:
+    """Let the body take no more than so many bytes beyond what the process has (on Linux; elsewhere nothing).
+
+    Past that, allocations fail as they do when there is no memory left; see `is_out_of_memory`.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    has = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    allowed = min((limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY), default=has + more_bytes)
+    resource.setrlimit(resource.RLIMIT_DATA, (min(allowed, has + more_bytes), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 @contextmanager

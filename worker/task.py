@@ -36,11 +36,18 @@ class IntakeLimits(Record):
     written_file_bytes: int = Field(default=16 * _GIB, gt=0)
     open_files: int = Field(default=256, gt=0)
     tensor_bytes: int = Field(default=8 * _GIB, gt=0, description="Of all tensors of a model together.")
+    tensor_ratio: int = Field(
+        default=4, gt=0, description="Bytes of tensors per byte of the file; they may share some."
+    )
     archive_entries: int = Field(default=200_000, gt=0)
     archive_member_bytes: int = Field(default=64 * _MIB, gt=0, description="Of one file, inflated.")
     archive_bytes: int = Field(default=8 * _GIB, gt=0, description="Of a whole archive, inflated.")
     archive_ratio: int = Field(default=100, gt=0, description="Inflated bytes per byte, once 16 MiB are inflated.")
-    image_pixels: int = Field(default=50_000_000, gt=0)
+    archive_folders: int = Field(default=30_000, gt=0, description="Classes, that is.")
+    image_pixels: int = Field(default=20_000_000, gt=0, description="Of one image; a WebP may have half as many.")
+    pixel_ratio: int = Field(
+        default=300, gt=0, description="Pixels per byte of an archive, once 250 million are there."
+    )
     decoded_bytes: int = Field(default=2 * _GIB, gt=0, description="Of all images of one archive at the input size.")
 
 

@@ -260,6 +260,23 @@ def test_headers_about_headers_without_end_are_refused(put: Put) -> None:
     assert code_of(put(link * 5000 + tarred(FILES))) == "archive_unreadable"
 
 
+def test_more_headers_about_files_than_files_need_are_refused(put: Put) -> None:
+    note = tarfile.TarInfo("././@PaxHeader")
+    note.type, note.size = tarfile.XHDTYPE, 6
+    notes = (note.tobuf(tarfile.GNU_FORMAT) + b"6 a=b\n".ljust(512, b"\0")) * 60
+    files = [tarfile.TarInfo(f"cat/{i}.png").tobuf(tarfile.GNU_FORMAT) for i in range(20)]
+    assert code_of(put(b"".join(notes + file for file in files))) == "archive_too_large"
+    assert len(read(put(b"".join(notes + file for file in files[:10]) + bytes(1024)))) == 10
+
+
+def test_a_name_that_differs_at_the_file_is_told_in_plain_characters(put: Put) -> None:
+    path = put(zipped(FILES).replace(b"cat/1.png", b"\x1b[2J\n.png", 1))
+    with pytest.raises(RefusedError) as refusal:
+        read(path)
+    assert refusal.value.problems[0].code == "archive_unreadable"
+    assert refusal.value.problems[0].detail.isprintable()
+
+
 # --- bombs -----------------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +386,12 @@ def test_an_archive_may_not_hold_more_entries_than_its_limit(put: Put) -> None:
     limits = IntakeLimits(archive_entries=9)
     for pack in PACKERS.values():
         assert code_of(put(pack(FILES)), limits) == "archive_too_large"
+
+
+def test_names_may_not_take_more_than_their_share_of_the_limit(put: Put) -> None:
+    limits = IntakeLimits(archive_entries=10)
+    for pack in PACKERS.values():
+        assert code_of(put(pack({f"cat/{i}{'x' * 300}.png": b"" for i in range(9)})), limits) == "archive_too_large"
 
 
 def test_a_zip_directory_that_asks_for_memory_does_not_get_it(put: Put) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.hostile.images import flat, progressive
 from worker.loading.classes import check_enough, check_folders, check_target, missing_classes, settle_class_names
 from worker.loading.images import ImageSet, Layout, read_images, read_layout
 from worker.loading.refusal import RefusedError
@@ -101,6 +103,18 @@ def test_class_names_are_the_same_however_their_accents_are_encoded(pack: Pack) 
     assert read_layout(pack({"e\u0301te\u0301/1.png": picture()}), LIMITS).class_names == ("\u00e9t\u00e9",)
 
 
+def test_more_class_folders_than_the_limit_are_refused(pack: Pack) -> None:
+    path = pack({"cat/1.png": picture(), "dog/1.png": picture()})
+    assert refusal_of(lambda: read_layout(path, IntakeLimits(archive_folders=1)))[0] == "archive_layout"
+
+
+def test_a_class_name_that_no_job_could_name_is_refused(pack: Pack) -> None:
+    assert read_layout(pack({f"{'x' * 255}/1.png": picture()}), LIMITS).class_names == ("x" * 255,)
+    code, detail = refusal_of(lambda: read_layout(pack({f"{'x' * 256}/1.png": picture()}), LIMITS))
+    assert code == "archive_layout"
+    assert "xxx" in detail
+
+
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +128,16 @@ def test_lossless_pictures_keep_every_pixel(pack: Pack, format: str) -> None:
 def test_other_modes_become_rgb(pack: Pack, mode: str, format: str) -> None:
     data = picture(mode=mode, format=format)
     assert np.array_equal(load(pack({"cat/1": data})).images[0], pixels_of(data))
+
+
+def test_every_shade_of_transparency_is_laid_on_black(pack: Pack) -> None:
+    shade, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = Image.fromarray(np.stack([shade, shade, shade, alpha], axis=-1))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    composed = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    found = load(pack({"cat/1": buffer.getvalue()}), size=(256, 256)).images[0]
+    assert np.array_equal(found, np.asarray(composed).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -181,12 +205,44 @@ def test_of_many_corrupt_pictures_the_first_twenty_are_named_and_all_are_counted
     assert "30 more" in detail
 
 
+def test_of_thousands_of_corrupt_pictures_the_first_thousand_are_enough(pack: Pack) -> None:
+    code, detail = refusal_of(lambda: load(pack({f"cat/{i:04}.png": b"x" for i in range(1200)})))
+    assert code == "image_unreadable"
+    assert "At least 1000 of 1200" in detail
+
+
+def test_few_bytes_cannot_stand_for_pixels_without_end(pack: Pack) -> None:
+    large = flat("1", 5000, 4000, "PNG")
+    assert len(load(pack({f"cat/{i}.png": large for i in range(3)})).images) == 3
+    path = pack({f"cat/{i}.png": large for i in range(13)})
+    assert refusal_of(lambda: load(path, IntakeLimits(pixel_ratio=1)))[0] == "data_too_large"
+    assert len(load(path, IntakeLimits(pixel_ratio=10_000)).images) == 13
+
+
+def test_a_jpeg_that_passes_a_hundred_times_over_its_pixels_is_refused_before_it_does(pack: Pack) -> None:
+    data = progressive()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    path = pack({"cat/1.jpg": data[:-2] + last * 200 + data[-2:]})
+    began = time.process_time()
+    assert refusal_of(lambda: load(path))[0] == "data_too_large"
+    assert time.process_time() - began < 2
+    assert len(load(pack({"cat/1.jpg": data})).images) == 1
+
+
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(pack: Pack) -> None:
     buffer = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(buffer, "PNG")  # past what Pillow itself refuses
     for data, limits in ((buffer.getvalue(), LIMITS), (picture(), IntakeLimits(image_pixels=63))):
         path = pack({"cat/1.png": data})
         assert refusal_of(lambda path=path, limits=limits: load(path, limits))[0] == "image_unreadable"
+
+
+def test_a_webp_takes_twice_the_memory_and_may_have_half_the_pixels(pack: Pack) -> None:
+    limits = IntakeLimits(image_pixels=127)
+    assert len(load(pack({"cat/1": picture()}), limits).images) == 1
+    code, detail = refusal_of(lambda: load(pack({"cat/1": picture(format="WEBP")}), limits))
+    assert code == "image_unreadable"
+    assert "more than 63" in detail
 
 
 def test_pillow_may_not_merely_warn_of_a_bomb(pack: Pack) -> None:
@@ -245,6 +301,15 @@ def test_a_folder_that_is_no_class_is_named_and_a_class_without_folder_is_told()
     assert "'x'" in detail
     check_folders(layout(a=1), ("a", "b"))
     assert missing_classes(layout(a=1), ("a", "b")) == ("b",)
+
+
+def test_tens_of_thousands_of_classes_are_compared_in_a_moment(pack: Pack) -> None:
+    names = [f"{number:05}" for number in range(20_000)]
+    began = time.process_time()
+    assert missing_classes(layout(**{"00000": 1}), names) == tuple(names[1:])
+    path = pack({f"{name}/1.png": b"x" for name in names})
+    assert refusal_of(lambda: load(path))[0] == "image_unreadable"
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("counts", [{"a": 10, "b": 9}, {"a": 30, "b": 1}, {"a": 1}])

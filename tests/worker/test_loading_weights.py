@@ -4,12 +4,15 @@ import io
 import json
 import os
 import pickle
+import resource
 import struct
+import time
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from worker.loading.refusal import RefusedError
+from benchmarks.hostile.honest import Honest
+from benchmarks.hostile.models import with_pickle, zip_end_that_leads_to_a_hidden_checkpoint
+from worker.loading.refusal import RefusedError, told
 from worker.loading.weights import PREFIXES, WRAPPERS, load_weights, write_twin
 from worker.task import Container, IntakeLimits
 
@@ -201,6 +206,15 @@ def test_code_in_a_pickle_is_named_and_never_runs(tmp_path: Path, carrier: str) 
 
 
 @pytest.mark.parametrize("new", [True, False])
+def test_a_function_beside_those_that_tensors_need_is_named(tmp_path: Path, new: bool) -> None:
+    load = Call(torch.storage._load_from_bytes, b"")
+    with pytest.raises(RefusedError) as refusal:
+        load_weights(write(tmp_path / "model", saved({"state_dict": TENSORS, "extra": load}, new=new)), LIMITS)
+    assert refusal.value.problems[0].code == "model_unsafe_globals"
+    assert "torch.storage._load_from_bytes" in refusal.value.problems[0].detail
+
+
+@pytest.mark.parametrize("new", [True, False])
 def test_a_whole_pickled_model_is_refused_by_the_classes_it_needs(tmp_path: Path, new: bool) -> None:
     with warnings.catch_warnings(action="ignore"):
         data = saved(torch.nn.Sequential(torch.nn.Linear(1, 1)), new=new)
@@ -221,6 +235,54 @@ def test_attributes_given_to_a_dictionary_or_tensor_hide_nothing(tmp_path: Path)
     tensor.is_floating_point = set  # type: ignore[method-assign,assignment]
     content = Hiding(a=tensor)
     assert code_of(write(tmp_path / "model", saved(content))) == "model_not_finite"
+
+
+class Call:
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_pickle_gets_no_more_memory_than_its_file_accounts_for(tmp_path: Path, new: bool) -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    path = write(tmp_path / "model", saved({"state_dict": TENSORS, "extra": Call(bytearray, 2**30)}, new=new))
+    with pytest.raises(MemoryError):
+        load_weights(path, LIMITS)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("step", [b"]", b"q\0"], ids=["that take memory", "that take time alone"])
+def test_a_pickle_of_millions_of_steps_is_refused(tmp_path: Path, new: bool, step: bytes) -> None:
+    data = with_pickle(saved(TENSORS, new=new), lambda old: old[:2] + b"N" + step * 2_000_001 + b"." + old[2:])
+    assert code_of(write(tmp_path / "model", data)) == "model_container_invalid"
+
+
+def test_a_dictionary_is_looked_at_once_however_many_keys_lead_to_it(tmp_path: Path) -> None:
+    content: dict[str, Any] = dict(TENSORS)
+    content |= dict.fromkeys(WRAPPERS, content)
+    weights = load_weights(write(tmp_path / "model", saved(content)), LIMITS)
+    assert_same(weights.tensors, TENSORS)
+    assert weights.container.wrapper == ()
+    alias = load_weights(write(tmp_path / "model", saved({"model": TENSORS, "state_dict": TENSORS})), LIMITS)
+    assert alias.warnings == ()
+
+
+def test_a_prefix_is_not_taken_away_for_ever(tmp_path: Path) -> None:
+    path = write(tmp_path / "model", saved({"module." * 100_000 + "weight": torch.ones(1)}))
+    began = time.process_time()
+    assert code_of(path) == "model_tensor_invalid"
+    assert time.process_time() - began < 2
+
+
+def test_what_a_library_says_of_a_file_is_shown_on_one_short_line_of_plain_characters() -> None:
+    shown = told(ValueError("no\n  \x1b[2J\u202e<b>" + "x" * 1000))
+    assert shown.startswith("no \\x1b[2J\\u202e<b>xx")
+    assert shown.isprintable()
+    assert len(shown) < 300
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -324,6 +386,22 @@ def test_tensors_that_share_memory_cannot_add_up_to_more_than_the_limit(tmp_path
     assert code_of(path, IntakeLimits(tensor_bytes=100_000)) == "input_too_large"
 
 
+def test_few_bytes_cannot_stand_for_many_tensors(tmp_path: Path) -> None:
+    one = torch.ones(100_000)
+    assert code_of(write(tmp_path / "model", saved({f"w{i}": one for i in range(100)}))) == "input_too_large"
+    tied = load_weights(write(tmp_path / "model", saved({"encoder": one, "decoder": one.view(100, 1000)})), LIMITS)
+    assert tied.tensors["encoder"].data_ptr() != tied.tensors["decoder"].data_ptr()
+
+
+@pytest.mark.parametrize("shape", [[1] * 1000, [1] * 1000 + [0]])
+def test_a_tensor_of_a_thousand_dimensions_is_refused_in_few_words(tmp_path: Path, shape: list[int]) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        load_weights(write(tmp_path / "model", saved({"a": torch.ones(shape)})), LIMITS)
+    (problem,) = refusal.value.problems
+    assert problem.code == "model_tensor_invalid"
+    assert len(problem.detail) < 500
+
+
 # --- containers that lie ---------------------------------------------------------------------------------------------
 
 
@@ -362,6 +440,22 @@ def test_a_storage_that_claims_more_than_its_record_holds_is_refused(tmp_path: P
 
     data = repacked(saved({"a": torch.ones(4)}), claim_more)
     assert code_of(write(tmp_path / "model", data)) == "model_unreadable"
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_tensor_that_claims_more_than_its_storage_is_refused(tmp_path: Path, new: bool) -> None:
+    claim = b"M" + struct.pack("<H", 4000) + b"\x85"
+    data = with_pickle(saved({"a": torch.ones(4)}, new=new), lambda old: old.replace(b"K\4\x85", claim))
+    assert code_of(write(tmp_path / "model", data)) == "model_unreadable"
+
+
+def test_a_directory_that_torch_would_find_and_zipfile_does_not_is_refused(tmp_path: Path) -> None:
+    honest = Honest(dict(TENSORS), {}, tmp_path / "flag")
+    data = zip_end_that_leads_to_a_hidden_checkpoint.make(Random(0), honest)  # noqa: S311 - repeatable
+    path = write(tmp_path / "model", data)
+    with pytest.raises(pickle.UnpicklingError, match="Unsupported"):  # of the hidden one: what is shown is sound
+        torch.load(path, weights_only=True)
+    assert code_of(path) == "model_container_invalid"
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol
 
-from worker.loading.refusal import listed, refused
+from worker.loading.refusal import listed, refused, told
 from worker.loading.zips import DAMAGED, is_encrypted, opened_zip
 from worker.task import IntakeLimits
 
@@ -27,12 +27,15 @@ ArchiveFormat = Literal["zip", "tar", "tar.gz"]
 _LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|^[A-Za-z]:|^/|(^|/)\.\.(/|$)")
 _NAME_CHARACTERS = 1024
+_NAME_CHARACTERS_ON_AVERAGE = 160
 _CHUNK = 2**16
 _RATIO_COUNTS_FROM = 16 * 1024**2
 _TAR_BLOCK = 512
 _TAR_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 _TAR_NOTES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
 _TAR_NOTE_BYTES = 4096  # tarfile searches them in quadratic time
+_HEADERS_PER_ENTRY = 2  # a long name takes one more
+_FREE_HEADERS = 1000
 _TAR_DAMAGED = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, RecursionError)
 _EXPORT_AGAIN = "Send class folders of images as zip, tar or tar.gz, for example: zip -r clean.zip cat dog"
 
@@ -78,11 +81,18 @@ def members(path: Path, limits: IntakeLimits) -> Iterator[Member]:
     """
     kind = archive_format(path)
     found = _zip_members(path, limits) if kind == "zip" else _tar_members(path, kind, limits)
-    seen: set[tuple[str, ...]] = set()
+    seen: set[str] = set()
+    characters = 0
     for member in found:
-        if not member.parts or member.parts in seen:
-            raise refused("archive_unreadable", f"{listed([member.name])} has no name of its own in the archive.")
-        seen.add(member.parts)
+        if not member.parts or member.name in seen:
+            raise refused(
+                "archive_unreadable",
+                f"{listed([member.name])} has no name of its own in the archive. Pack each file once, under its name.",
+            )
+        seen.add(member.name)
+        characters += len(member.name)
+        if characters > limits.archive_entries * _NAME_CHARACTERS_ON_AVERAGE:
+            _too_large(f"The names in the archive take more than {characters} characters.")
         if not any(part in _LITTER or part.startswith(".") for part in member.parts):
             yield member
 
@@ -128,7 +138,7 @@ def _zip_members(path: Path, limits: IntakeLimits) -> Iterator[Member]:
                     yield Member(_safe_parts(entry.orig_filename), functools.partial(_read_zip, archive, entry))
     except DAMAGED as error:
         raise refused(
-            "archive_unreadable", f"The zip is damaged or cut off: {error}. Pack and send it again."
+            "archive_unreadable", f"The zip is damaged or cut off: {told(error)}. Pack and send it again."
         ) from error
 
 
@@ -158,7 +168,7 @@ def _read_zip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
             data = b"".join(iter(lambda: file.read(_CHUNK), b""))
     except (*DAMAGED, zlib.error) as error:
         raise refused(
-            "archive_unreadable", f"{listed([entry.orig_filename])} is damaged: {error}. Send it again."
+            "archive_unreadable", f"{listed([entry.orig_filename])} is damaged: {told(error)}. Send it again."
         ) from error
     if len(data) != entry.file_size:
         raise refused("archive_unreadable", f"{listed([entry.orig_filename])} is cut off. Send the zip again.")
@@ -188,8 +198,20 @@ class _Counted:
         return chunk
 
 
+class _CountedTar(tarfile.TarFile):
+    """A tar that counts its headers, those about others too."""
+
+    headers = 0
+
+
 class _CheckedHeader(tarfile.TarInfo):
     """A tar header that is refused before ``tarfile`` acts on it."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> _CheckedHeader:
+        if isinstance(tarfile, _CountedTar):
+            tarfile.headers += 1
+        return super().fromtarfile(tarfile)
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _CheckedHeader:
@@ -197,7 +219,9 @@ class _CheckedHeader(tarfile.TarInfo):
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if any(buf):  # neither the end mark nor the end of the file; tarfile would take it for the end
-                raise refused("archive_unreadable", f"The tar is damaged: {error}. Pack and send it again.") from error
+                raise refused(
+                    "archive_unreadable", f"The tar is damaged: {told(error)}. Pack and send it again."
+                ) from error
             raise
         if header.type not in (*_TAR_FILES, *_TAR_NOTES, tarfile.DIRTYPE):
             raise refused(
@@ -219,25 +243,27 @@ def _tar_members(path: Path, kind: ArchiveFormat, limits: IntakeLimits) -> Itera
                 pass
     except _TAR_DAMAGED as error:
         raise refused(
-            "archive_unreadable", f"The tar is damaged or cut off: {error}. Pack and send it again."
+            "archive_unreadable", f"The tar is damaged or cut off: {told(error)}. Pack and send it again."
         ) from error
 
 
-def _open_tar(stream: _Counted) -> tarfile.TarFile:
+def _open_tar(stream: _Counted) -> _CountedTar:
     # as a stream it never seeks, so no header can lead it back or past what is counted; its own records of 10 KB take a
     # bomb half as long again to inflate
-    return tarfile.open(  # type: ignore[call-overload,no-any-return]
+    return _CountedTar.open(  # type: ignore[call-overload,no-any-return]
         fileobj=stream, mode="r|", bufsize=16 * _CHUNK, tarinfo=_CheckedHeader
     )
 
 
-def _walk_tar(archive: tarfile.TarFile, limits: IntakeLimits) -> Iterator[Member]:
+def _walk_tar(archive: _CountedTar, limits: IntakeLimits) -> Iterator[Member]:
     count = 0
     while (header := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # else it keeps every header
         count += 1
         if count > limits.archive_entries:
             _too_large(f"The tar holds more than {limits.archive_entries} entries.")
+        if archive.headers > _HEADERS_PER_ENTRY * count + _FREE_HEADERS:
+            _too_large(f"The tar holds {archive.headers} headers for {count} files.")
         parts = _safe_parts(header.name)
         if header.issparse():
             raise refused("archive_unsafe_name", f"{listed([header.name])} is sparse. Pack regular files only.")
@@ -251,4 +277,6 @@ def _read_tar(archive: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
         file = archive.extractfile(header)
         return file.read() if file else b""  # a short file is a ReadError
     except _TAR_DAMAGED as error:
-        raise refused("archive_unreadable", f"{listed([header.name])} is damaged: {error}. Send it again.") from error
+        raise refused(
+            "archive_unreadable", f"{listed([header.name])} is damaged: {told(error)}. Send it again."
+        ) from error

@@ -58,7 +58,8 @@ def check_folders(layout: Layout, class_names: Sequence[str]) -> None:
 
 def missing_classes(layout: Layout, class_names: Sequence[str]) -> tuple[str, ...]:
     """Classes without a folder."""
-    return tuple(name for name in class_names if name not in set(layout.class_names))
+    there = set(layout.class_names)
+    return tuple(name for name in class_names if name not in there)
 
 
 def check_enough(layout: Layout) -> None:

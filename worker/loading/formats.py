@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
-from worker.loading.refusal import RefusedError, listed, refused
+from worker.loading.refusal import RefusedError, listed, refused, told
 from worker.loading.zips import DAMAGED, is_encrypted, opened_zip
 
 ModelFormat = Literal["safetensors", "torch-zip", "torch-legacy"]
@@ -21,9 +21,13 @@ LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 _ZIP_ENTRIES = 100_000
 _PICKLE_BYTES = 32 * 1024**2
 _HEAD_BYTES = 4096
+_PICKLE_STEPS = 2_000_000  # some 40 a tensor; a checkpoint with the state of its optimizer holds a few thousand
 _LEGACY_PICKLES = 5
 _ZIP_HEADER_BYTES = 30
 _ZIP_NAME_LENGTHS = 26
+_END = struct.Struct("<4s6xH4xI2x")  # mark, entries, offset of the directory
+_LOCATOR = struct.Struct("<4s4xQ4x")  # mark, offset of the end record for large files
+_END64 = struct.Struct("<4s28xQ8xQ")  # mark, entries, offset of the directory
 
 SEND_WEIGHTS = (
     'Send the weights alone: safetensors.torch.save_file(model.state_dict(), "model.safetensors") or '
@@ -42,7 +46,7 @@ _MAGICS: tuple[tuple[int, bytes, str, str], ...] = (
 _ONNX = re.compile(rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]")
 _PLAIN_GLOBALS = re.compile(
     r"(collections (OrderedDict|Counter)|torch\._utils _rebuild_\w+|torch (\w*Storage|Size|device|\w*\d+|bool)|"
-    r"torch\.storage \w+|torch\.nn\.parameter Parameter|_codecs encode|torch\.serialization _get_layout)"
+    r"torch\.storage \w*Storage|torch\.nn\.parameter Parameter|_codecs encode|torch\.serialization _get_layout)"
 )
 
 
@@ -100,8 +104,9 @@ def _recognise_zip(path: Path) -> ModelFormat:
             entries = archive.infolist()
             _refuse_other_zips([entry.orig_filename for entry in entries])
             _check_zip(entries, archive.comment, path.stat().st_size)
+            _check_end(path, archive.start_dir, len(entries))
     except DAMAGED as error:
-        raise refused("model_truncated", f"The file is cut off or damaged: {error}. Send it again.") from error
+        raise refused("model_truncated", f"The file is cut off or damaged: {told(error)}. Send it again.") from error
     return "torch-zip"
 
 
@@ -117,8 +122,12 @@ def _refuse_other_zips(names: Collection[str]) -> None:
         raise refused("model_format_hdf5", f"This is a Keras model. {SEND_WEIGHTS}")
     if "saved_model.pb" in last:
         raise refused("model_format_saved_model", f"This is a TensorFlow SavedModel. {SEND_WEIGHTS}")
-    if sum(name.count("/") == 1 and name.endswith("/data.pkl") for name in names) != 1:
+    if sum(map(_is_pickle, names)) != 1:
         raise refused("model_format_unknown", f"This is a zip, but none that torch.save wrote. {SEND_WEIGHTS}")
+
+
+def _is_pickle(name: str) -> bool:
+    return name.count("/") == 1 and name.endswith("/data.pkl")
 
 
 def _check_zip(entries: list[zipfile.ZipInfo], comment: bytes, size: int) -> None:
@@ -152,15 +161,40 @@ def _check_zip(entries: list[zipfile.ZipInfo], comment: bytes, size: int) -> Non
         raise refused("model_container_invalid", f"Its pickle takes more than {_PICKLE_BYTES} bytes. {SEND_WEIGHTS}")
 
 
+def _check_end(path: Path, start: int, entries: int) -> None:
+    """Refuse an end record that leads to another directory than the one read here: ``torch.load`` would follow it.
+
+    Args:
+        path: A zip without comment.
+        start: Where the directory begins that was read.
+        entries: How many it has.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(0, size - _END64.size - _LOCATOR.size - _END.size))
+        tail = file.read()
+    _, total, offset = _END.unpack(tail[-_END.size :])
+    sound = (total, offset) == (entries, start)
+    if tail[-_END.size - _LOCATOR.size :].startswith(b"PK\6\7"):
+        place = size - _END.size - _LOCATOR.size - _END64.size
+        _, end64 = _LOCATOR.unpack(tail[-_END.size - _LOCATOR.size : -_END.size])
+        _, total64, start64 = _END64.unpack(tail[: _END64.size])
+        sound = (end64, total64, start64) == (place, entries, start) and total in (entries, 2**16 - 1)
+        sound = sound and offset in (start, 2**32 - 1)
+    if not sound:
+        raise refused("model_container_invalid", f"The end of the zip leads to another directory. {SEND_WEIGHTS}")
+
+
 # --- pickles, only ever looked at ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class PickleContent:
-    """What a pickle would import, and whether it ends properly."""
+    """What a pickle would import, whether it ends properly, and whether it has more steps than any model needs."""
 
     unsafe: tuple[str, ...]
     complete: bool
+    endless: bool = False
 
 
 def unsafe_globals(names: Collection[str]) -> RefusedError:
@@ -172,12 +206,27 @@ def unsafe_globals(names: Collection[str]) -> RefusedError:
 
 
 def scan_checkpoint(path: Path, kind: ModelFormat) -> PickleContent:
-    """Look through the pickles of a PyTorch checkpoint, to say why it was refused; never the reason to load one."""
-    if kind == "torch-legacy":
-        with path.open("rb") as file:
-            return scan_pickles(file, pickles=_LEGACY_PICKLES)
+    """Look through the pickles of a PyTorch checkpoint, which may be a reason not to load it, and never one to do so.
+
+    Raises:
+        RefusedError: ``model_container_invalid``, they take more steps than any model needs.
+    """
+    content = _scan_legacy(path) if kind == "torch-legacy" else _scan_zip(path)
+    if content.endless:
+        raise refused(
+            "model_container_invalid", f"Its pickle takes more than {_PICKLE_STEPS} steps to read. {SEND_WEIGHTS}"
+        )
+    return content
+
+
+def _scan_legacy(path: Path) -> PickleContent:
+    with path.open("rb") as file:
+        return scan_pickles(file, pickles=_LEGACY_PICKLES)
+
+
+def _scan_zip(path: Path) -> PickleContent:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        entry = next(entry for entry in archive.infolist() if entry.orig_filename.endswith("/data.pkl"))
+        entry = next(entry for entry in archive.infolist() if _is_pickle(entry.orig_filename))
         file.seek(entry.header_offset + _ZIP_NAME_LENGTHS)  # read past zipfile, which stops at a wrong checksum
         file.seek(sum(struct.unpack("<HH", file.read(4))), io.SEEK_CUR)
         return scan_pickles(io.BytesIO(file.read(entry.file_size)), pickles=1)
@@ -188,9 +237,13 @@ def scan_pickles(file: BinaryIO, *, pickles: int) -> PickleContent:
     content = io.BytesIO(file.read(_PICKLE_BYTES))
     unsafe: dict[str, None] = {}
     strings: list[str] = []
+    steps = 0
     try:
         for _ in range(pickles):
             for opcode, argument, _ in pickletools.genops(content):
+                steps += 1
+                if steps > _PICKLE_STEPS:
+                    return PickleContent(tuple(unsafe), complete=False, endless=True)
                 if opcode.name in ("GLOBAL", "INST"):
                     _note(unsafe, str(argument))
                 elif opcode.name == "STACK_GLOBAL":

@@ -10,25 +10,33 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from worker.loading.archives import ArchiveFormat, Member, archive_format, members
-from worker.loading.refusal import RefusedError, listed, refused
+from worker.loading.refusal import RefusedError, listed, refused, told
 from worker.task import IntakeLimits
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+_WEBP_COPIES = 2  # of the memory of other formats: its decoder keeps several canvases
+_START_OF_SCAN = b"\xff\xda"
 _OPAQUE = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})
 _TRANSPARENT = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
+_CLASS_NAME_CHARACTERS = 255
+_MOST_UNREADABLE = 1000
+_FREE_PIXELS = 250_000_000
+_SCANS_PER_DECODING = 10  # so many passes over a JPEG take as long as to decode its pixels once
 _LAYOUT = "Pack images as class/name.png, one folder a class, at most one more folder around all of them."
 
 
@@ -67,15 +75,44 @@ def read_layout(path: Path, limits: IntakeLimits) -> Layout:
     Raises:
         RefusedError: ``archive_layout`` or ``archive_empty``, beside what `members` raises.
     """
-    parts = [member.parts for member in members(path, limits)]
-    if not parts:
+    places = [_Place.of(member.parts) for member in members(path, limits)]
+    if not places:
         raise refused("archive_empty", "The archive holds no images. " + _LAYOUT)
-    wrapped = all(len(part) == 3 for part in parts) and len({part[0] for part in parts}) == 1
+    wrapped = all(place.depth == 3 for place in places) and len({place.top for place in places}) == 1
     depth = 3 if wrapped else 2
-    outside = ["/".join(part) for part in parts if len(part) != depth]
+    outside = [place.name for place in places if place.depth != depth]
     if outside:
         raise refused("archive_layout", f"{len(outside)} files lie in no class folder: {listed(outside)}. {_LAYOUT}")
-    return Layout(archive_format(path), {"/".join(part): unicodedata.normalize("NFC", part[-2]) for part in parts})
+    _check_folders({place.folder for place in places}, limits)
+    return Layout(archive_format(path), {place.name: place.folder for place in places})
+
+
+class _Place(NamedTuple):
+    """Where a file lies in an archive; its parts one by one would take far more memory than the path."""
+
+    name: str
+    depth: int
+    top: str
+    folder: str
+
+    @classmethod
+    def of(cls, parts: tuple[str, ...]) -> _Place:
+        folder = unicodedata.normalize("NFC", parts[-2]) if len(parts) > 1 else ""
+        return cls("/".join(parts), len(parts), parts[0], sys.intern(folder))
+
+
+def _check_folders(folders: Collection[str], limits: IntakeLimits) -> None:
+    if len(folders) > limits.archive_folders:
+        raise refused(
+            "archive_layout",
+            f"There are {len(folders)} class folders; at most {limits.archive_folders} are taken. {_LAYOUT}",
+        )
+    long = [folder for folder in folders if len(folder) > _CLASS_NAME_CHARACTERS]
+    if long:
+        raise refused(
+            "archive_layout",
+            f"Names of classes have more than {_CLASS_NAME_CHARACTERS} characters: {listed(sorted(long))}. {_LAYOUT}",
+        )
 
 
 def read_images(
@@ -91,18 +128,23 @@ def read_images(
         limits: Of pixels per picture and of bytes in all.
 
     Raises:
-        RefusedError: ``data_too_large``, or ``image_unreadable`` naming every file that cannot be decoded.
+        RefusedError: ``data_too_large``, in memory or for more pixels than the bytes can account for; or
+            ``image_unreadable`` naming every file that cannot be decoded, up to a thousand.
     """
-    labels = {name: class_names.index(folder) for name, folder in layout.folders.items()}
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = {name: numbers[folder] for name, folder in layout.folders.items()}
     places = {name: place for place, name in enumerate(sorted(labels, key=lambda name: (labels[name], name)))}
     images = _allocate(len(places), size, limits)
     unreadable: dict[str, str] = {}
+    pixels = _PixelCount(limits, path.stat().st_size)
     with _strict_pillow():
         for member in members(path, limits):
             try:
-                images[places[member.name]] = _decode(member, size, limits)
+                images[places[member.name]] = _decode(member, size, pixels)
             except _UnreadableError as error:
                 unreadable[member.name] = str(error)
+                if len(unreadable) == _MOST_UNREADABLE:
+                    break
     if unreadable:
         raise _unreadable(unreadable, total=len(places))
     ordered = np.array([labels[name] for name in places], dtype=np.int64)
@@ -113,12 +155,42 @@ class _UnreadableError(Exception):
     """One picture cannot be decoded."""
 
 
+class _PixelCount:
+    """Counts what is to be decoded: bytes can stand for a thousand pixels each, and then take minutes a megabyte."""
+
+    def __init__(self, limits: IntakeLimits, packed: int) -> None:
+        self._limits = limits
+        self._most = max(_FREE_PIXELS, limits.pixel_ratio * packed)
+        self._count = 0
+
+    def add(self, image: Image.Image, data: bytes) -> None:
+        """Count a picture before it is decoded; its size is known by then.
+
+        Raises:
+            _UnreadableError: It is too large by itself.
+            RefusedError: ``data_too_large``, with the others it is.
+        """
+        pixels = image.width * image.height
+        most = self._limits.image_pixels // (_WEBP_COPIES if image.format == "WEBP" else 1)
+        if pixels > most:
+            raise _UnreadableError(f"{image.width}×{image.height} pixels are more than {most}")
+        scans = 0 if image.format in ("PNG", "WEBP") else data.count(_START_OF_SCAN)
+        self._count += pixels * (1 + scans // _SCANS_PER_DECODING)
+        if self._count > self._most:
+            raise refused(
+                "data_too_large",
+                f"The images have more pixels, or pass over them more often, than {self._limits.pixel_ratio} times the "
+                "bytes of the archive. Send images with less of one colour, or at the model's input size.",
+            )
+
+
 def _unreadable(reasons: Mapping[str, str], *, total: int) -> RefusedError:
     first = next(iter(reasons.values()))
+    least = "At least " if len(reasons) == _MOST_UNREADABLE else ""
     return refused(
         "image_unreadable",
-        f"{len(reasons)} of {total} files are no readable PNG, JPEG or WEBP image: {listed(sorted(reasons))}. "
-        f"The first: {first}. Repair or remove them.",
+        f"{least}{len(reasons)} of {total} files are no readable PNG, JPEG or WEBP image: {listed(sorted(reasons))}. "
+        f"The first: {first}. Repair, shrink or remove them.",
     )
 
 
@@ -142,26 +214,27 @@ def _strict_pillow() -> Iterator[None]:
         yield
 
 
-def _decode(member: Member, size: tuple[int, int], limits: IntakeLimits) -> NDArray[np.uint8]:
+def _decode(member: Member, size: tuple[int, int], pixels: _PixelCount) -> NDArray[np.uint8]:
     data = member.read()
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > limits.image_pixels:  # known before a pixel is decoded
-                raise _UnreadableError(f"{image.width}×{image.height} pixels are more than {limits.image_pixels}")
+            pixels.add(image, data)
             rgb = _to_rgb(image)
             if rgb.size != size[::-1]:
                 rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)  # Pillow widens the filter when it shrinks
             return np.asarray(rgb).transpose(2, 0, 1)
-    except (MemoryError, _UnreadableError):
+    except (MemoryError, _UnreadableError, RefusedError):
         raise
     except Exception as error:
-        raise _UnreadableError(f"{type(error).__name__}: {str(error)[:200]}") from error
+        raise _UnreadableError(f"{type(error).__name__}: {told(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _TRANSPARENT or "transparency" in image.info:
-        pixels = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", pixels.size, (0, 0, 0, 255)), pixels).convert("RGB")
+        pixels = image if image.mode == "RGBA" else image.convert("RGBA")
+        black = Image.new("RGB", pixels.size)
+        black.paste(pixels, mask=pixels)
+        return black
     if image.mode in _OPAQUE:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     raise _UnreadableError(f"mode {image.mode} is not supported; save it with 8 bits a channel")

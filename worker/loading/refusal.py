@@ -23,6 +23,12 @@ def refused(code: str, detail: str, *, pointer: str | None = None) -> RefusedErr
     return RefusedError(Problem(code=code, detail=detail, pointer=pointer))
 
 
+def told(error: Exception) -> str:
+    """What a library says, on one line and cut short; it may quote the file, so what cannot be shown is escaped."""
+    text = " ".join(str(error).split())[:_SHOWN_CHARACTERS]
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def listed(names: Sequence[str]) -> str:
     """Quote the first of ``names`` and count the rest. A name is data: cut short, control characters escaped."""
     shown = ", ".join(repr(name[:_SHOWN_CHARACTERS]) for name in names[:_SHOWN])

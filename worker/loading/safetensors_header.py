@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from worker.loading.refusal import listed, refused
+from worker.loading.refusal import listed, refused, told
 
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 MAX_TENSORS = 20_000
@@ -56,7 +56,7 @@ def _parse(text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_invalid)
     except (ValueError, RecursionError) as error:
-        _invalid(f"no JSON ({str(error)[:100]})")
+        _invalid(f"no JSON ({told(error)})")
     if not isinstance(header, dict):
         _invalid("no JSON object")
     return header

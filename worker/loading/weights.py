@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worker.exhaustion import is_out_of_memory
-from worker.loading.formats import SEND_WEIGHTS, ModelFormat, recognise, scan_checkpoint, unsafe_globals
-from worker.loading.refusal import RefusedError, listed, refused
+from worker.exhaustion import is_out_of_memory, memory_at_most
+from worker.loading.formats import SEND_WEIGHTS, ModelFormat, PickleContent, recognise, scan_checkpoint, unsafe_globals
+from worker.loading.refusal import RefusedError, listed, refused, told
 from worker.loading.safetensors_header import MAX_DIMENSION, MAX_TENSORS, TENSOR_NAME, check_header
 from worker.task import Container, IntakeLimits
 
@@ -29,6 +29,9 @@ _DTYPES = frozenset(
     }
 )
 _WRAPPED_DEPTH = 3
+_PREFIX_DEPTH = 4
+_MOST_DIMENSIONS = 64
+_SPARE_BYTES = 256 * 1024**2
 _CHUNK_ELEMENTS = 2**22
 _UNREADABLE = "The checkpoint is damaged or was not written by torch.save"
 
@@ -57,7 +60,7 @@ def load_weights(path: Path, limits: IntakeLimits) -> Weights:
     loaded = _load_safetensors(path) if kind == "safetensors" else _load_checkpoint(path, kind)
     wrapper, content, notes = _unwrap(loaded)
     prefix, named = _without_prefix(content)
-    _check_tensors(named, limits)
+    _check_tensors(named, limits, file_bytes=path.stat().st_size)
     _check_finite(named)
     container = Container(format="safetensors" if kind == "safetensors" else "torch", wrapper=wrapper, prefix=prefix)
     return Weights(dict(_owned(named)), container, notes)
@@ -88,31 +91,40 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
-        raise refused("model_header_invalid", f"The safetensors file is not valid: {error}. {SEND_WEIGHTS}") from error
+        raise refused(
+            "model_header_invalid", f"The safetensors file is not valid: {told(error)}. {SEND_WEIGHTS}"
+        ) from error
 
 
 def _load_checkpoint(path: Path, kind: ModelFormat) -> object:
+    content = scan_checkpoint(path, kind)
+    if not content.complete:
+        raise unsafe_globals(content.unsafe) if content.unsafe else _cut_off()
     try:
         with (
-            path.open("rb") as file,
+            path.open("rb") as file,  # by its name, torch.load would take a *.safetensors for one
             warnings.catch_warnings(action="ignore"),
-        ):  # by its name, torch.load would take a *.safetensors for one
+            memory_at_most(2 * path.stat().st_size + _SPARE_BYTES),  # few bytes can ask for gigabytes
+        ):
             return torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise MemoryError(str(error)) from error
-        raise _refusal_of_checkpoint(path, kind, error) from error
+        raise _refusal_of_checkpoint(content, error) from error
 
 
-def _refusal_of_checkpoint(path: Path, kind: ModelFormat, error: Exception) -> RefusedError:
-    content = scan_checkpoint(path, kind)
+def _refusal_of_checkpoint(content: PickleContent, error: Exception) -> RefusedError:
     if content.unsafe and isinstance(error, pickle.UnpicklingError):
         return unsafe_globals(content.unsafe)
-    if not content.complete or "unexpected EOF" in str(error):
-        return refused("model_truncated", "The file is cut off. Send it again.")
-    return refused("model_unreadable", f"{_UNREADABLE} ({type(error).__name__}: {str(error)[:200]}). {SEND_WEIGHTS}")
+    if "unexpected EOF" in str(error):
+        return _cut_off()
+    return refused("model_unreadable", f"{_UNREADABLE} ({type(error).__name__}: {told(error)}). {SEND_WEIGHTS}")
+
+
+def _cut_off() -> RefusedError:
+    return refused("model_truncated", "The file is cut off or damaged. Send it again.")
 
 
 # --- wrappers and prefixes -------------------------------------------------------------------------------------------
@@ -120,7 +132,7 @@ def _refusal_of_checkpoint(path: Path, kind: ModelFormat, error: Exception) -> R
 
 def _unwrap(loaded: object) -> tuple[tuple[str, ...], dict[str, Tensor], tuple[str, ...]]:
     """Find the dictionary of tensors; return the keys that lead to it, its tensors, and what to warn of."""
-    found = _tensor_sets(loaded, _WRAPPED_DEPTH)
+    found = _tensor_sets(loaded, _WRAPPED_DEPTH, set())
     if not found:
         inside = f"under these keys: {listed(list(_entries(loaded)))}" if isinstance(loaded, dict) else "in it"
         raise refused("model_no_weights", f"No dictionary of tensors was found {inside}. {SEND_WEIGHTS}")
@@ -130,11 +142,17 @@ def _unwrap(loaded: object) -> tuple[tuple[str, ...], dict[str, Tensor], tuple[s
     return wrapper, tensors, notes
 
 
-def _tensor_sets(value: object, depth: int) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """List what holds tensors, by the wrapper keys that lead there. A pickle can make a dictionary contain itself."""
+def _tensor_sets(value: object, depth: int, seen: set[int]) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """List what holds tensors, each dictionary once, by the wrapper keys that lead there first.
+
+    A pickle can make a dictionary contain itself, under every key.
+    """
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
     entries = _entries(value)
     keys = [key for key in WRAPPERS if key in entries] if depth > 0 else []
-    inner = [((key, *path), tensors) for key in keys for path, tensors in _tensor_sets(entries[key], depth - 1)]
+    inner = [((key, *path), tensors) for key in keys for path, tensors in _tensor_sets(entries[key], depth - 1, seen)]
     own = {name: _plain(entry) for name, entry in entries.items() if isinstance(entry, Tensor)}
     return inner or ([((), own)] if own else [])
 
@@ -146,28 +164,33 @@ def _entries(value: object) -> dict[str, Any]:
 
 def _plain(tensor: Tensor) -> Tensor:
     """The same tensor without gradient and without attributes, which a pickle can give it to hide its methods."""
-    return Tensor.detach(tensor) if type(tensor) in (Tensor, torch.nn.Parameter) else tensor
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_nested
+    return Tensor.detach(tensor) if plain else tensor
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     prefix = ""
-    while found := next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in tensors)), None):
-        prefix += found
+    for _ in range(_PREFIX_DEPTH):  # a name may repeat one millions of times
+        prefix += next((p for p in PREFIXES if all(name.startswith(prefix + p) for name in tensors)), "")
     return prefix, {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], limits: IntakeLimits) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], limits: IntakeLimits, *, file_bytes: int) -> None:
     """Look at what the tensors claim to be, before touching their memory."""
     if len(tensors) > MAX_TENSORS:
-        raise refused("model_tensor_invalid", f"There are {len(tensors)} tensors; at most {MAX_TENSORS} are taken.")
+        raise refused(
+            "model_tensor_invalid",
+            f"There are {len(tensors)} tensors; at most {MAX_TENSORS} are taken. {SEND_WEIGHTS}",
+        )
     odd = [name for name in tensors if not TENSOR_NAME.fullmatch(name)]
     if odd:
         raise refused(
             "model_tensor_invalid",
-            f"Tensor names are 1 to 256 letters, digits, '_', '.' and '-', which these are not: {listed(odd)}.",
+            f"Tensor names are 1 to 256 letters, digits, '_', '.' and '-', which these are not: {listed(odd)}. "
+            "Rename them as the architecture does.",
         )
     reasons = {name: reason for name, tensor in tensors.items() if (reason := _reason_against(tensor))}
     if reasons:
@@ -178,7 +201,16 @@ def _check_tensors(tensors: Mapping[str, Tensor], limits: IntakeLimits) -> None:
         )
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > limits.tensor_bytes:
-        raise refused("input_too_large", f"The tensors take {total} bytes; at most {limits.tensor_bytes} are taken.")
+        raise refused(
+            "input_too_large",
+            f"The tensors take {total} bytes; at most {limits.tensor_bytes} are taken. Send a smaller model.",
+        )
+    if total > limits.tensor_ratio * file_bytes:
+        raise refused(
+            "input_too_large",
+            f"The tensors share so much memory that they take {total} bytes, more than {limits.tensor_ratio} times "
+            f"the file. {SEND_WEIGHTS}",
+        )
 
 
 def _reason_against(tensor: Tensor) -> str | None:
@@ -191,6 +223,8 @@ def _reason_against(tensor: Tensor) -> str | None:
         or tensor.dtype not in _DTYPES
     ):
         return f"has layout {tensor.layout}, device {tensor.device.type} and dtype {tensor.dtype}"
+    if tensor.dim() > _MOST_DIMENSIONS:
+        return f"has {tensor.dim()} dimensions"
     if not all(1 <= size <= MAX_DIMENSION for size in tensor.shape):
         return f"has the shape {tuple(tensor.shape)}"
     if _overlaps(tensor) or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

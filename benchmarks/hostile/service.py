@@ -1,0 +1,161 @@
+"""Send one hostile file of each kind through a whole service: API, job table, polling worker and its children."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from benchmarks.hostile.archives import ODD_NAMES
+from benchmarks.hostile.honest import Honest, spec_of
+from benchmarks.hostile.kinds import TAKEN, Hostile, Kind
+from jobs.models import Job, Purpose
+from medic_client.client import MedicClient
+from medic_client.errors import MedicApiError, WaitTimedOutError
+from medic_client.service import own_or_remote
+
+HUNG_SECONDS = 180.0
+KINDS_PER_HONEST_JOB = 10
+_FILENAME_BYTES = 255
+FILENAMES = (
+    *ODD_NAMES,
+    "\x1b[2J.pth",
+    "a\r\nSet-Cookie: b=c",
+    "\u202egnp.exe",
+    "\x07\x7f\x9b31m",
+    "...",
+    " ",
+    "\\..\\x",
+)
+"""Of uploads; what is in them is told by no name."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the service did with a file, or with an honest job where ``kind`` is None.
+
+    Attributes:
+        kind: Its kind.
+        outcome: ``taken``, or the code of the refusal.
+        seconds: From the upload to the end of its job.
+        wrong: Every way in which that is not what should have happened.
+    """
+
+    kind: Kind | None
+    outcome: str
+    seconds: float
+    wrong: tuple[str, ...]
+
+
+def send_each(kinds: Sequence[Kind], honest: Honest, folder: Path, *, seed: int) -> Iterator[Answer]:
+    """Send the first file of each kind, and an honest job after every ten.
+
+    Args:
+        kinds: What to send.
+        honest: What it is sent beside; its weights are trained, since the trainer sees them too.
+        folder: An empty one, for all that the service writes.
+        seed: Of the files.
+    """
+    for name in ("data", "home", "uploads"):
+        (folder / name).mkdir()
+    before = {path for path in folder.iterdir() if path != honest.flag}
+    with own_or_remote(_environment(folder)) as service:
+        ids = _upload_honest(service.client, honest, folder / "uploads")
+        for number, kind in enumerate(kinds, start=1):
+            hostile = Hostile(kind, 0, seed)
+            path = folder / "uploads" / _shortened(FILENAMES[number % len(FILENAMES)])
+            path.write_bytes(hostile.data(honest))
+            yield _send(service.client, hostile, path, ids, honest)
+            path.unlink()
+            if number % KINDS_PER_HONEST_JOB == 0 or number == len(kinds):
+                yield _honest_job(service.client, ids)
+    yield _left_behind(folder, before)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """A service of its own, whatever settings this process has."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
+    own = {"MEDIC_DATA_DIR": str(folder / "data"), "MEDIC_POLL_SECONDS": "0.1", "MEDIC_THREADS": "1"}
+    return inherited | own | {"HOME": str(folder / "home"), "TMPDIR": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+
+
+def _upload_honest(client: MedicClient, honest: Honest, folder: Path) -> dict[Purpose, str]:
+    ids: dict[Purpose, str] = {}
+    for role, data in honest.files().items():
+        (folder / role).write_bytes(data)
+        ids[role] = client.upload(folder / role, role).id
+    return ids
+
+
+def _shortened(name: str) -> str:
+    return name.replace("/", "\\")[:_FILENAME_BYTES]
+
+
+def _send(client: MedicClient, hostile: Hostile, path: Path, ids: dict[Purpose, str], honest: Honest) -> Answer:
+    began = time.monotonic()
+    wrong = []
+    try:
+        file = client.upload(path, hostile.role)
+        if not file.filename.isprintable():
+            wrong.append(f"its name is shown as {file.filename!r}")
+        outcome, against = _ended(client, ids | {hostile.role: file.id})
+        wrong += against
+    except MedicApiError as error:
+        outcome = str(error.problem.get("code", error.status))
+        if error.status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            wrong.append(f"answered {error.status}")
+    if outcome not in hostile.kind.codes:
+        wrong.append(f"{outcome} instead of {' or '.join(sorted(hostile.kind.codes))}")
+    if honest.flag.exists():
+        wrong.append("code was run")
+    return Answer(hostile.kind, outcome, time.monotonic() - began, tuple(wrong))
+
+
+def _honest_job(client: MedicClient, ids: dict[Purpose, str]) -> Answer:
+    began = time.monotonic()
+    outcome, wrong = _ended(client, ids)
+    if outcome != TAKEN:
+        wrong.append(f"an honest job ended with {outcome}")
+    return Answer(None, outcome, time.monotonic() - began, tuple(wrong))
+
+
+def _ended(client: MedicClient, ids: dict[Purpose, str]) -> tuple[str, list[str]]:
+    """Start a job, and return its outcome and what is not good about that."""
+    created = client.create_job(spec_of(ids))
+    try:
+        *_, job = client.watch(created.id, timeout_seconds=HUNG_SECONDS)
+    except WaitTimedOutError:
+        client.cancel(created.id)
+        return "hung", ["hung"]
+    return _outcome(job)
+
+
+def _outcome(job: Job) -> tuple[str, list[str]]:
+    if job.status == "succeeded":
+        return TAKEN, []
+    if job.error is None:
+        return job.status, [f"{job.status} without an error"]
+    wrong = [] if job.error.error_class == "user" else [f"told as a fault of class {job.error.error_class}"]
+    return job.error.code, wrong if job.error.problems else [*wrong, "told without problems"]
+
+
+def _left_behind(folder: Path, before: set[Path]) -> Answer:
+    """What is there when the service is gone: files where none belong, folders of tasks, processes."""
+    wrong = [f"wrote {path.name!r} outside of its folder" for path in set(folder.iterdir()) - before]
+    wrong += [f"left {path.name!r}" for path in (folder / "data" / "work").glob("*")]
+    wrong += [f"left the process {pid}" for pid in _processes_on(folder / "data")]
+    return Answer(None, "ended", 0.0, tuple(wrong))
+
+
+def _processes_on(data_dir: Path) -> Iterator[int]:
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MEDIC_DATA_DIR") == str(data_dir):
+                yield process.pid
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
