@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from worker.intake import inspect, limit_resources
+from worker.inspection import inspect
+from worker.sandbox.limits import limit_resources
 from worker.task import TASK_FILE, IntakeLimits, Task
 
 
