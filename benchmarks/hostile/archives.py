@@ -169,7 +169,7 @@ def one_name_for_two_files(draw: Random, honest: Honest) -> bytes:
     return buffer.getvalue()
 
 
-@kind("data", "archive_unreadable", "archive_unsafe_name", files=9)
+@kind("data", "archive_unreadable", "archive_unsafe_name", "archive_layout", files=9)
 def another_name_in_the_directory_than_at_the_file(draw: Random, honest: Honest) -> bytes:
     name = draw.choice(list(honest.images)).encode()
     data = bytearray(zipped(honest.images))
@@ -408,7 +408,7 @@ def tar_cut_off(draw: Random, honest: Honest) -> bytes:
     return data[: draw.randrange(5, len(data))]
 
 
-@kind("data", *REFUSALS, TAKEN, files=120)
+@kind("data", *REFUSALS, TAKEN, files=80)
 def archive_with_bytes_changed(draw: Random, honest: Honest) -> bytes:
     data = bytearray(packed(dict(list(shuffled(honest.images, draw).items())), draw))
     for _ in range(draw.randrange(1, 6)):

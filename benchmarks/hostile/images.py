@@ -73,7 +73,7 @@ def webp_cut_off(draw: Random, honest: Honest) -> bytes:
     return among(honest, draw, data[: draw.randrange(len(data) - 8)])
 
 
-@kind("data", "image_unreadable", TAKEN, files=120)
+@kind("data", "image_unreadable", TAKEN, files=80)
 def picture_with_bytes_changed(draw: Random, honest: Honest) -> bytes:
     data = bytearray(drawn(draw, draw.choice(_READ)))
     for _ in range(draw.randrange(1, 8)):
@@ -85,7 +85,7 @@ def picture_with_bytes_changed(draw: Random, honest: Honest) -> bytes:
 # --- headers ---------------------------------------------------------------------------------------------------------
 
 
-@kind("data", "image_unreadable", files=30)
+@kind("data", "image_unreadable", TAKEN, files=30)  # rows that a sound stream does not have stay black
 def png_header_that_lies(draw: Random, honest: Honest) -> bytes:
     fields = [24, 24, 8, 2, 0, 0, 0]
     field, lies = draw.choice(
@@ -171,7 +171,7 @@ def progressive() -> bytes:
     return buffer.getvalue()
 
 
-@kind("data", TAKEN, "image_unreadable", files=12)
+@kind("data", TAKEN, "image_unreadable", "archive_too_large", files=12)
 def png_text_or_profile_that_inflates(draw: Random, honest: Honest) -> bytes:
     bomb = _inflating(draw.choice([2**20, 2**24, 2**28]))
     extra = draw.choice(

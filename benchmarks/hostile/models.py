@@ -493,22 +493,22 @@ def safetensors_cut_off(draw: Random, honest: Honest) -> bytes:
     return _cut(save(honest.state), draw)
 
 
-@kind("model", *REFUSALS, TAKEN, files=60)
+@kind("model", *REFUSALS, TAKEN, files=40)
 def checkpoint_with_bytes_changed(draw: Random, honest: Honest) -> bytes:
     return _changed(saved(honest.state), draw)
 
 
-@kind("model", *REFUSALS, TAKEN, files=60)
+@kind("model", *REFUSALS, TAKEN, files=40)
 def legacy_checkpoint_with_bytes_changed(draw: Random, honest: Honest) -> bytes:
     return _changed(saved(honest.state, legacy=True), draw)
 
 
-@kind("model", *REFUSALS, TAKEN, files=60)
+@kind("model", *REFUSALS, TAKEN, files=40)
 def pickle_of_a_checkpoint_with_bytes_changed(draw: Random, honest: Honest) -> bytes:
     return with_pickle(saved(honest.state, legacy=draw.random() < 0.5), lambda old: _changed(old, draw))
 
 
-@kind("model", *REFUSALS, TAKEN, files=60)
+@kind("model", *REFUSALS, TAKEN, files=40)
 def safetensors_with_bytes_changed(draw: Random, honest: Honest) -> bytes:
     return _changed(save(honest.state), draw)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import psutil
 from benchmarks.hostile.archives import ODD_NAMES
 from benchmarks.hostile.honest import Honest, spec_of
 from benchmarks.hostile.kinds import TAKEN, Hostile, Kind
-from jobs.models import Job, Purpose
+from jobs.models import Job, JobId, Purpose
 from medic_client.client import MedicClient
 from medic_client.errors import MedicApiError, WaitTimedOutError
 from medic_client.service import own_or_remote
@@ -42,7 +42,7 @@ class Answer:
     Attributes:
         kind: Its kind.
         outcome: ``taken``, or the code of the refusal.
-        seconds: From the upload to the end of its job.
+        seconds: From the start of its job to the end.
         wrong: Every way in which that is not what should have happened.
     """
 
@@ -52,8 +52,18 @@ class Answer:
     wrong: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """A job that waits for its turn, or an upload that was refused."""
+
+    kind: Kind | None
+    job_id: JobId | None
+    refusal: str = ""
+    wrong: tuple[str, ...] = ()
+
+
 def send_each(kinds: Sequence[Kind], honest: Honest, folder: Path, *, seed: int) -> Iterator[Answer]:
-    """Send the first file of each kind, and an honest job after every ten.
+    """Send the first file of each kind, and an honest job after every ten; they are run in this order.
 
     Args:
         kinds: What to send.
@@ -65,16 +75,23 @@ def send_each(kinds: Sequence[Kind], honest: Honest, folder: Path, *, seed: int)
         (folder / name).mkdir()
     before = {path for path in folder.iterdir() if path != honest.flag}
     with own_or_remote(_environment(folder)) as service:
-        ids = _upload_honest(service.client, honest, folder / "uploads")
-        for number, kind in enumerate(kinds, start=1):
-            hostile = Hostile(kind, 0, seed)
-            path = folder / "uploads" / _shortened(FILENAMES[number % len(FILENAMES)])
-            path.write_bytes(hostile.data(honest))
-            yield _send(service.client, hostile, path, ids, honest)
-            path.unlink()
-            if number % KINDS_PER_HONEST_JOB == 0 or number == len(kinds):
-                yield _honest_job(service.client, ids)
+        for sent in list(_all_sent(service.client, kinds, honest, folder / "uploads", seed=seed)):
+            yield _answered(service.client, sent, honest)
     yield _left_behind(folder, before)
+
+
+def _all_sent(
+    client: MedicClient, kinds: Sequence[Kind], honest: Honest, folder: Path, *, seed: int
+) -> Iterator[_Sent]:
+    ids = _upload_honest(client, honest, folder)
+    for number, kind in enumerate(kinds, start=1):
+        hostile = Hostile(kind, 0, seed)
+        path = folder / _shortened(FILENAMES[number % len(FILENAMES)])
+        path.write_bytes(hostile.data(honest))
+        yield _send(client, hostile, path, ids)
+        path.unlink()
+        if number % KINDS_PER_HONEST_JOB == 0 or number == len(kinds):
+            yield _Sent(None, client.create_job(spec_of(ids)).id)
 
 
 def _environment(folder: Path) -> dict[str, str]:
@@ -96,43 +113,37 @@ def _shortened(name: str) -> str:
     return name.replace("/", "\\")[:_FILENAME_BYTES]
 
 
-def _send(client: MedicClient, hostile: Hostile, path: Path, ids: dict[Purpose, str], honest: Honest) -> Answer:
-    began = time.monotonic()
-    wrong = []
+def _send(client: MedicClient, hostile: Hostile, path: Path, ids: dict[Purpose, str]) -> _Sent:
     try:
         file = client.upload(path, hostile.role)
-        if not file.filename.isprintable():
-            wrong.append(f"its name is shown as {file.filename!r}")
-        outcome, against = _ended(client, ids | {hostile.role: file.id})
-        wrong += against
+        job = client.create_job(spec_of(ids | {hostile.role: file.id}))
     except MedicApiError as error:
-        outcome = str(error.problem.get("code", error.status))
-        if error.status >= httpx.codes.INTERNAL_SERVER_ERROR:
-            wrong.append(f"answered {error.status}")
-    if outcome not in hostile.kind.codes:
-        wrong.append(f"{outcome} instead of {' or '.join(sorted(hostile.kind.codes))}")
+        wrong = (f"answered {error.status}",) if error.status >= httpx.codes.INTERNAL_SERVER_ERROR else ()
+        return _Sent(hostile.kind, None, str(error.problem.get("code", error.status)), wrong)
+    hidden = any(unicodedata.category(character).startswith("C") for character in file.filename)
+    shown = (f"its name is shown as {file.filename!r}",) if hidden else ()
+    return _Sent(hostile.kind, job.id, wrong=shown)
+
+
+def _answered(client: MedicClient, sent: _Sent, honest: Honest) -> Answer:
+    """Wait for a job to end, those before it having ended."""
+    outcome, seconds, wrong = sent.refusal, 0.0, list(sent.wrong)
+    if sent.job_id is not None:
+        try:
+            *_, job = client.watch(sent.job_id, timeout_seconds=HUNG_SECONDS)
+        except WaitTimedOutError:
+            client.cancel(sent.job_id)
+            return Answer(sent.kind, "hung", HUNG_SECONDS, (*wrong, "hung"))
+        outcome, against = _outcome(job)
+        wrong += against
+        if job.timestamps.started and job.timestamps.finished:
+            seconds = (job.timestamps.finished - job.timestamps.started).total_seconds()
+    codes = sent.kind.codes if sent.kind else {TAKEN}
+    if outcome not in codes:
+        wrong.append(f"{outcome} instead of {' or '.join(sorted(codes))}")
     if honest.flag.exists():
         wrong.append("code was run")
-    return Answer(hostile.kind, outcome, time.monotonic() - began, tuple(wrong))
-
-
-def _honest_job(client: MedicClient, ids: dict[Purpose, str]) -> Answer:
-    began = time.monotonic()
-    outcome, wrong = _ended(client, ids)
-    if outcome != TAKEN:
-        wrong.append(f"an honest job ended with {outcome}")
-    return Answer(None, outcome, time.monotonic() - began, tuple(wrong))
-
-
-def _ended(client: MedicClient, ids: dict[Purpose, str]) -> tuple[str, list[str]]:
-    """Start a job, and return its outcome and what is not good about that."""
-    created = client.create_job(spec_of(ids))
-    try:
-        *_, job = client.watch(created.id, timeout_seconds=HUNG_SECONDS)
-    except WaitTimedOutError:
-        client.cancel(created.id)
-        return "hung", ["hung"]
-    return _outcome(job)
+    return Answer(sent.kind, outcome, seconds, tuple(wrong))
 
 
 def _outcome(job: Job) -> tuple[str, list[str]]:
