@@ -147,13 +147,14 @@ def names_with_nul_in_a_zip(draw: Random, honest: Honest) -> bytes:
 @kind("data", TAKEN, files=34)
 def odd_names_of_images(draw: Random, honest: Honest) -> bytes:
     name = draw.choice(list(honest.images))
-    renamed = f"{name.split('/')[0]}/{draw.choice(ODD_NAMES).replace('/', '-')}"
+    renamed = f"{name.split('/')[0]}/{draw.choice(ODD_NAMES)}"
     return packed({renamed if each == name else each: data for each, data in honest.images.items()}, draw)
 
 
 @kind("data", TAKEN, files=8, roles=("clean",))
 def odd_names_of_classes(draw: Random, honest: Honest) -> bytes:
-    names = dict(zip(CLASSES, draw.sample([name[:200].replace("/", "-") for name in ODD_NAMES], 10), strict=True))
+    chosen = sorted(name[:200] for name in draw.sample(ODD_NAMES, len(CLASSES)))  # sorted: the order of the labels
+    names = dict(zip(CLASSES, chosen, strict=True))
     return packed({f"{names[each[0]]}{each[1:]}": data for each, data in honest.images.items()}, draw)
 
 
