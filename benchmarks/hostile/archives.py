@@ -34,7 +34,7 @@ REFUSALS = (
 """What may be said of sound images with some of the archive's bytes changed."""
 
 ODD_NAMES = (
-    "<script>alert(1)</script>.png",
+    "<svg onload=alert(1)>.png",
     '"><img src=x onerror=alert(1)>.png',
     "=cmd|' %2FC calc'!A0.png",
     "@SUM(1+1).png",

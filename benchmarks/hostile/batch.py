@@ -22,6 +22,7 @@ from worker.task import TASK_FILE, IntakeLimits, Task
 def main() -> None:
     """Answer until there is nothing more to read."""
     limit_resources(IntakeLimits())
+    gc.freeze()  # else each collection goes through all of PyTorch, which takes ten times as long as a file
     for line in sys.stdin:
         folder = Path(line.rstrip("\n"))
         task = Task.model_validate_json((folder / TASK_FILE).read_bytes())
