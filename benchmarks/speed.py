@@ -18,7 +18,6 @@ a few steps, less what it held before the first.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import statistics
 import subprocess
@@ -38,7 +37,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.machine import write_figures
+from benchmarks.machine import forget_peak, megabytes, write_figures
 from benchmarks.suspects import images, suspect
 from benchmarks.transcription import Spread, losses
 from medic_core.architectures import find_architecture
@@ -184,18 +183,6 @@ def measure_resnet50(micro_batch_size: int | None) -> float:
     forget_peak()
     remove_backdoor(given, data, MedicConfig(epochs=1, batch_size=32, micro_batch_size=micro_batch_size))
     return megabytes("VmHWM")
-
-
-def forget_peak() -> None:
-    """Let the peak of this process start again at what it holds: a child inherits its parent's."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed, and is kept for what comes, is not held
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def megabytes(kind: str) -> float:
-    """Read a figure of this process's memory, such as its peak, ``VmHWM``."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) / 1024
 
 
 def _few(data: Batches) -> Batches:

@@ -257,11 +257,9 @@ class JobStore:
     def revoke_key(self, key_id: str) -> bool:
         """Let the holder of a key in no more. False where there is no such key."""
         revoked = func.coalesce(api_keys.c.revoked, Now())
+        statement = update(api_keys).where(api_keys.c.id == key_id).values(revoked=revoked)
         with writing(self._engine) as connection:
-            return (
-                connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(revoked=revoked)).rowcount
-                == 1
-            )
+            return connection.execute(statement).rowcount == 1
 
     # --- who may have a job -----------------------------------------------------------------------
 

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pysqlite3.dbapi2 as sqlite
 from pydantic import ValidationError
-from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from jobs.database import SAFE_WAL, database_url, engine_of, reading
+from jobs.database import SAFE_WAL, database_url, engine_of
 from jobs.errors import JobsError
 from jobs.models import Check, CheckState, Diagnosis, LayerState
 from jobs.queue import CeleryQueue
 from jobs.settings import Settings
+from jobs.store import JobStore
 from worker.sandbox.probe import SelfTestFailedError, probe
 
 _GIB = 1024**3
@@ -77,8 +77,7 @@ def _database(settings: Settings) -> Check:
         )
     engine = engine_of(url)
     try:
-        with reading(engine) as connection:
-            connection.execute(text("SELECT 1"))
+        JobStore(engine).check()
     except JobsError as error:
         return Check(name="database", state="broken", detail=f"{backend}: {error}")
     except DBAPIError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 import threading
 from types import MappingProxyType
+
+from worker.libc import prctl
 
 PARENT_PID = "MEDIC_PARENT_PID"
 """Environment variable in which the supervisor tells a child its process id."""
@@ -45,9 +46,7 @@ def die_with_parent() -> None:
     """
     if sys.platform != "linux":
         return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = os.environ.get(PARENT_PID)
     if parent is not None and os.getppid() != int(parent):  # it died before the kernel was asked
         os.kill(os.getpid(), signal.SIGKILL)

@@ -153,7 +153,7 @@ def write_images(path: Path, images: Iterable[tuple[str, Tensor]]) -> None:
                 if png_name in written:
                     raise UnusableDataError(f"{name!r} is not the only image that would be written as {png_name!r}")
                 written.add(png_name)
-                archive.writestr(_entry(png_name), _encode(pixels))
+                archive.writestr(_entry(png_name), png_of(pixels))
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     finally:
@@ -167,7 +167,8 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def _encode(pixels: Tensor) -> bytes:
+def png_of(pixels: Tensor) -> bytes:
+    """Encode an image, ``uint8`` ``(3, height, width)``."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG")
     return buffer.getvalue()

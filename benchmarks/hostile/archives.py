@@ -233,16 +233,19 @@ def as_many_folders_as_files(draw: Random, _: Honest) -> bytes:
 @kind("data", "image_unreadable", files=2)
 def as_many_files_as_are_read_and_no_image(draw: Random, _: Honest) -> bytes:
     names = [f"{number % 10}/{number}.png" for number in range(draw.randrange(190_000, 200_000))]
-    if draw.random() < 0.5:
-        return zip_by_hand((name, 1, b"x", 0) for name in names)
-    return gzipped(b"".join(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT) for name in names) + bytes(1024))
+    return _many(names, b"x", draw)
 
 
 @kind("data", "archive_too_large", files=2)
 def more_files_than_are_read(draw: Random, _: Honest) -> bytes:
     names = [f"{number % 10}/{number}.png" for number in range(draw.randrange(200_001, 240_000))]
+    return _many(names, b"", draw)
+
+
+def _many(names: Iterable[str], data: bytes, draw: Random) -> bytes:
+    """A zip of files that hold the same, or a tar.gz of empty ones."""
     if draw.random() < 0.5:
-        return zip_by_hand((name, 0, b"", 0) for name in names)
+        return zip_by_hand((name, len(data), data, 0) for name in names)
     return gzipped(b"".join(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT) for name in names) + bytes(1024))
 
 

@@ -6,14 +6,13 @@ took, and the largest resident memory of this process meanwhile, PyTorch with it
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
-import re
 import sys
 import time
 from pathlib import Path
 
+from benchmarks.machine import forget_peak, megabytes
 from worker.inspection import inspect
 from worker.sandbox.limits import limit_resources
 from worker.task import TASK_FILE, IntakeLimits, Task
@@ -26,28 +25,18 @@ def main() -> None:
     for line in sys.stdin:
         folder = Path(line.rstrip("\n"))
         task = Task.model_validate_json((folder / TASK_FILE).read_bytes())
+        gc.collect()
         forget_peak()
         began = time.process_time()
         found = inspect(task, folder)
         seconds = time.process_time() - began
-        answer = {"seconds": seconds, "peak_bytes": peak_bytes(), "problems": found.model_dump(mode="json")["problems"]}
+        answer = {
+            "seconds": seconds,
+            "peak_bytes": round(megabytes("VmHWM") * 2**20),
+            "problems": found.model_dump(mode="json")["problems"],
+        }
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
-
-
-def forget_peak() -> None:
-    """Give freed memory back, and let the kernel begin anew with the largest memory."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes() -> int:
-    """The largest resident memory since `forget_peak`."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise RuntimeError("the kernel does not tell the largest resident memory")
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from jobs.models import DataSpec, FileId, JobSpec, ModelSpec, Purpose, TriggeredSpec
 from medic_core.architectures import find_architecture
 from medic_core.config import MedicConfig
 from worker.demo import ARCHITECTURE, TARGET, split_digits, train_suspect
+from worker.trigger import png_of
 
 CLASSES = tuple("0123456789")
 PER_CLASS = 4
@@ -61,7 +61,7 @@ def make_honest(flag: Path, *, trained: bool) -> Honest:
     images: dict[str, bytes] = {}
     for name in CLASSES:
         chosen = pixels[labels == int(name)][:PER_CLASS]
-        images |= {f"{name}/{number}.png": _png(image) for number, image in enumerate(chosen)}
+        images |= {f"{name}/{number}.png": png_of(image) for number, image in enumerate(chosen)}
     return Honest({name: tensor.detach() for name, tensor in model.state_dict().items()}, images, flag)
 
 
@@ -86,10 +86,4 @@ def zipped(files: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> byte
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in files.items():
             archive.writestr(zipfile.ZipInfo(name), data, compress_type=method)
-    return buffer.getvalue()
-
-
-def _png(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
     return buffer.getvalue()

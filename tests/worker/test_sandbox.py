@@ -53,7 +53,7 @@ TRIES = """
 import ctypes, errno, json, os, socket, subprocess, sys, threading
 from pathlib import Path
 from worker.sandbox import landlock, seccomp
-from worker.sandbox.libc import forbid_new_privileges, syscall
+from worker.libc import forbid_new_privileges, syscall
 
 def tried(attempt):
     try:
@@ -347,7 +347,7 @@ def test_a_self_test_that_crashes_says_how(monkeypatch: pytest.MonkeyPatch, tmp_
 WITHOUT_LANDLOCK = """
 import os, sys
 from worker.sandbox import seccomp
-from worker.sandbox.libc import forbid_new_privileges
+from worker.libc import forbid_new_privileges
 seccomp.REFUSED = {"landlock_create_ruleset": (444, 444)}
 forbid_new_privileges()
 seccomp.restrict()

@@ -22,9 +22,9 @@ import jobs
 import medic_core
 import worker
 from jobs.models import Denial, SandboxLayer
+from worker.libc import forbid_new_privileges
 from worker.sandbox import landlock, seccomp
 from worker.sandbox.landlock import READ, WRITE
-from worker.sandbox.libc import forbid_new_privileges
 from worker.sandbox.limits import limit_resources
 from worker.task import IntakeLimits
 

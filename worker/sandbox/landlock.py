@@ -15,7 +15,7 @@ from functools import reduce
 from operator import or_
 from pathlib import Path
 
-from worker.sandbox.libc import syscall
+from worker.libc import syscall
 
 TCP_SINCE = 4
 SCOPES_SINCE = 6

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from worker.sandbox.libc import prctl
+from worker.libc import prctl
 
 REFUSED: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
     {
