@@ -77,7 +77,7 @@ def send_each(kinds: Sequence[Kind], honest: Honest, folder: Path, *, seed: int)
     with own_or_remote(_environment(folder)) as service:
         for sent in list(_all_sent(service.client, kinds, honest, folder / "uploads", seed=seed)):
             yield _answered(service.client, sent, honest)
-    yield _left_behind(folder, before)
+    yield left_behind(folder, before)
 
 
 def _all_sent(
@@ -155,18 +155,19 @@ def _outcome(job: Job) -> tuple[str, list[str]]:
     return job.error.code, wrong if job.error.problems else [*wrong, "told without problems"]
 
 
-def _left_behind(folder: Path, before: set[Path]) -> Answer:
+def left_behind(folder: Path, before: set[Path]) -> Answer:
     """What is there when the service is gone: files where none belong, folders of tasks, processes."""
     wrong = [f"wrote {path.name!r} outside of its folder" for path in set(folder.iterdir()) - before]
     wrong += [f"left {path.name!r}" for path in (folder / "data" / "work").glob("*")]
-    wrong += [f"left the process {pid}" for pid in _processes_on(folder / "data")]
+    wrong += [f"left the process {pid}" for pid in _processes_at_home_in(folder / "home")]
     return Answer(None, "ended", 0.0, tuple(wrong))
 
 
-def _processes_on(data_dir: Path) -> Iterator[int]:
+def _processes_at_home_in(home: Path) -> Iterator[int]:
+    """Those of the service and their children, who know no ``MEDIC_*``."""
     for process in psutil.process_iter():
         try:
-            if process.environ().get("MEDIC_DATA_DIR") == str(data_dir):
+            if process.environ().get("HOME") == str(home):
                 yield process.pid
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
             continue

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -12,6 +14,7 @@ from benchmarks.hostile.honest import Honest, make_honest
 from benchmarks.hostile.intake import Reader, read_all
 from benchmarks.hostile.kinds import TAKEN, Hostile, Kind, corpus, kinds_of
 from benchmarks.hostile.models import gadget
+from benchmarks.hostile.service import left_behind
 
 FEW = 4
 """Kinds with no more files take seconds each; of these the loaders' own tests have smaller ones."""
@@ -76,3 +79,13 @@ def test_a_process_that_dies_is_told_and_the_next_file_gets_another(tmp_path: Pa
     assert reader.read(tmp_path / "missing") == "crashed"
     assert reader.read(tmp_path / "missing") == "crashed"
     reader.end()
+
+
+def test_a_child_that_outlives_the_service_is_told(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    before = set(tmp_path.iterdir())
+    assert left_behind(tmp_path, before).wrong == ()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={"HOME": str(home)}) as child:
+        assert left_behind(tmp_path, before).wrong == (f"left the process {child.pid}",)
+        child.kill()
