@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import Engine
 
-from jobs.database import open_engine
+from jobs.database import database_url, open_engine, postgresql_engine, sqlite_engine
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.tables import metadata
 from tests.servers import empty_database
 
 
@@ -29,6 +31,16 @@ def open_store(settings: Settings) -> Iterator[Callable[..., JobStore]]:
     """Open a store with limits of one's own; several share the database."""
     engine = open_engine(settings)
     yield lambda **limits: JobStore(engine, **limits)
+    engine.dispose()
+
+
+@pytest.fixture
+def hasty_engine(settings: Settings) -> Iterator[Engine]:
+    """An engine that waits for no disk, on a database with our tables."""
+    url = database_url(settings)
+    engine = postgresql_engine(url) if settings.database_url else sqlite_engine(url, synchronous="OFF")
+    metadata.create_all(engine)
+    yield engine
     engine.dispose()
 
 

@@ -1,12 +1,13 @@
-"""Any sequence of what clients, workers, sweepers and clocks may do, against a model of a few lines."""
+"""Any sequence of what clients, workers, sweepers, messages and clocks may do to jobs, against a model of a few lines.
+
+``MEDIC_TEST_FULL=1`` tries ten times as many sequences, and longer ones.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     Bundle,
     MultipleResults,
@@ -16,26 +17,27 @@ from hypothesis.stateful import (
     multiple,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
-from sqlalchemy import URL, Engine, delete, select
+from sqlalchemy import Engine, delete, select, update
 
 from jobs.claims import Cancelled, CheckpointRecord, Claim, Crashed, Failed, Outcome, Released, Succeeded, SweepResult
-from jobs.database import reading, sqlite_engine, writing
+from jobs.database import reading, writing
 from jobs.errors import JobFinishedError, JobNotFinishedError, UnknownJobError
 from jobs.models import TERMINAL, Job, JobId, Progress
 from jobs.store import JobStore
-from jobs.tables import artifacts, files, jobs, metadata
+from jobs.tables import artifacts, files, jobs
+from tests.jobs.machines import asked, patient, run_machine
 from tests.jobs.samples import CRASH, OUTCOMES, SUCCESS, change_row, digest, mine, spec_for
 
 MAX_LOST, MAX_CRASHES = 2, 2
 MOST_JOBS = 3  # so that several events meet in one
+LATELY_SECONDS = 1000
 FAR_FUTURE = 2**50
 
 
 @dataclass
 class Model:
-    """What a job should be. ``reason`` says how it came to its end."""
+    """What a job should be. ``announced``: lately, since it was queued; ``reason`` says how it came to its end."""
 
     status: str = "queued"
     token: int = 0
@@ -44,6 +46,8 @@ class Model:
     crashes: int = 0
     expired: bool = False
     overdue: bool = False
+    young: bool = True
+    announced: bool | None = None
     reason: str | None = None
     end: Job | None = field(default=None, repr=False)
 
@@ -54,6 +58,11 @@ class Model:
     @property
     def claimable(self) -> bool:
         return self.status == "queued" or (self.silent and self.lost < MAX_LOST)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is to be announced again."""
+        return self.claimable and not (self.young if self.announced is None else self.announced)
 
     def ended(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
@@ -97,10 +106,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(job_id=known)
     def cancel(self, job_id: JobId) -> None:
         model = self.models.get(job_id)
-        try:
-            answer: str | type[Exception] = mine(self.store).request_cancel(job_id).status
-        except (UnknownJobError, JobFinishedError) as error:
-            answer = type(error)
+        answer = asked(mine(self.store).request_cancel, job_id)
         if model is None:
             assert answer is UnknownJobError
         elif model.status in TERMINAL:
@@ -110,20 +116,35 @@ class StoreMachine(RuleBasedStateMachine):
                 model.ended("cancelled", "cancelled while waiting")
             else:
                 model.status = "cancelling"
-            assert answer == model.status
+            assert isinstance(answer, Job)
+            assert answer.status == model.status
 
     @rule(job_id=known)
     def delete(self, job_id: JobId) -> None:
-        try:
-            mine(self.store).delete(job_id)
-        except UnknownJobError:
-            assert job_id not in self.models
-        except JobNotFinishedError:
-            assert self.models[job_id].status not in TERMINAL
+        model, answer = self.models.get(job_id), asked(mine(self.store).delete, job_id)
+        if model is None:
+            assert answer is UnknownJobError
+        elif model.status not in TERMINAL:
+            assert answer is JobNotFinishedError
         else:
-            assert self.models.pop(job_id).status in TERMINAL
+            assert answer is None
+            del self.models[job_id]
 
-    # --- workers, of which any may be announced twice, slow or dead ---
+    # --- messages: each may be lost, or come any number of times and at any time, which is a claim ---
+
+    @rule(job_id=known)
+    def announce(self, job_id: JobId) -> None:
+        self.store.announced(job_id)
+        if job_id in self.models:
+            self.models[job_id].announced = True
+
+    @rule(job_id=known)
+    def set_the_clock_back_after_an_announcement(self, job_id: JobId) -> None:
+        if job_id in self.models:
+            change_row(self.store, job_id, announced=FAR_FUTURE)
+            self.models[job_id].announced = False
+
+    # --- workers, of which any may be slow or dead ---
 
     @rule(target=claims, job_id=known)
     def claim(self, job_id: JobId) -> Claim | MultipleResults[Claim]:
@@ -173,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._expect(model, outcome)
 
     def _expect(self, model: Model, outcome: Outcome) -> None:
-        model.status, model.expired = "queued", False
+        model.status, model.expired, model.announced = "queued", False, None
         match outcome:
             case Succeeded():
                 model.ended("succeeded", "succeeded")
@@ -209,6 +230,15 @@ class StoreMachine(RuleBasedStateMachine):
             change_row(self.store, job_id, lease_until=lease_until)
             model.expired = True
 
+    @rule()
+    def let_time_pass(self) -> None:
+        """Enough for another announcement; leases and deadlines have rules of their own."""
+        earlier = {column: column - 2 * 1000 * LATELY_SECONDS for column in (jobs.c.created, jobs.c.announced)}
+        with writing(self.engine) as connection:
+            connection.execute(update(jobs).where(jobs.c.finished.is_(None)).values(earlier))
+        for model in self.models.values():
+            model.young, model.announced = False, None if model.announced is None else False
+
     @rule(job_id=known)
     def pass_the_deadline(self, job_id: JobId) -> None:
         if job_id in self.models and self.models[job_id].status not in TERMINAL:
@@ -243,8 +273,11 @@ class StoreMachine(RuleBasedStateMachine):
         assert {job_id: (job.status, job.attempt) for job_id, job in found.items()} == {
             job_id: (model.status, model.attempt) for job_id, model in self.models.items()
         }
-        claimable = {job_id for job_id, model in self.models.items() if model.claimable}
-        assert set(self.store.claimable()) == claimable
+        oldest_first = sorted(found, key=lambda job_id: (found[job_id].timestamps.created, job_id))
+        claimable = [job_id for job_id in oldest_first if self.models[job_id].claimable]
+        assert list(self.store.claimable()) == claimable
+        due = [job_id for job_id in claimable if self.models[job_id].due]
+        assert list(self.store.unannounced(older_than_seconds=LATELY_SECONDS)) == due
         for job_id, model in self.models.items():
             if model.status in TERMINAL:
                 self._check_end(model, found[job_id])
@@ -266,22 +299,21 @@ class StoreMachine(RuleBasedStateMachine):
         succeeded = [job_id for job_id, model in self.models.items() if model.status == "succeeded"]
         assert sorted(named) == sorted(succeeded * len(SUCCESS.artifacts))
 
+    def teardown(self) -> None:
+        """Whatever was lost or left, some time, a sweeper and one worker bring every job to its end."""
+        for job_id in self.models:
+            self.expire(job_id, 0)
+        self.sweep()
+        self.let_time_pass()
+        for job_id in self.store.unannounced(older_than_seconds=LATELY_SECONDS):
+            self.take_and_finish(job_id, SUCCESS)
+        assert {job.status for job in mine(self.store).list_jobs().jobs} <= TERMINAL
 
-def test_every_sequence_of_events_agrees_with_the_model(tmp_path: Path) -> None:
-    engine = sqlite_engine(URL.create("sqlite", database=str(tmp_path / "jobs.sqlite3")), synchronous="OFF")
-    metadata.create_all(engine)
+
+@patient
+def test_every_sequence_of_events_agrees_with_the_model(hasty_engine: Engine) -> None:
     seen: set[str] = set()
-    run_state_machine_as_test(
-        lambda: StoreMachine(engine, seen),  # type: ignore[arg-type]  # any factory will do
-        settings=settings(
-            max_examples=200,
-            stateful_step_count=30,
-            deadline=None,
-            derandomize=True,  # so that what was seen is no matter of luck
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    engine.dispose()
+    run_machine(lambda: StoreMachine(hasty_engine, seen))
     assert seen == {
         "claim refused",
         "commit refused",
