@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import hypothesis.strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, initialize, invariant, multiple, rule
@@ -38,28 +39,42 @@ from jobs.tenant import Limits, TenantStore
 from tests.jobs.machines import asked, patient, run_machine
 from tests.jobs.samples import SUCCESS, digest
 
-MOST_WAITING, MOST_WAITING_OF_TENANT, MOST_BYTES = 3, 2, 8
+MOST_WAITING, MOST_WAITING_OF_TENANT, MOST_BYTES = 3, 2, 12
 RESERVED_SECONDS, REMEMBERED_SECONDS = 60, 24 * 3600
 PASSING_SECONDS = [120, 86_100, 86_460]  # no sum of them comes within a minute of what counts
 OUTPUTS = tuple(sorted(SUCCESS.artifacts, key=lambda artifact: artifact.name))
 
-Pair = tuple[FileId, FileId]
-"""A model and clean data, of one tenant as a rule, gone or not."""
+OTHER = {"cats": "dogs", "dogs": "cats"}
 
-tenants = st.sampled_from(["cats", "dogs"])
+tenants = st.sampled_from(list(OTHER))
+seldom = st.sampled_from([False, False, False, True])
 keys = st.sampled_from(["k", "l"])
 fingerprints = st.sampled_from(["1", "2"])
 
 
-@dataclass
+class Pair(NamedTuple):
+    """A model and clean data that were uploaded together; by now, either may be gone."""
+
+    tenant: str
+    model: FileId
+    clean: FileId
+
+
+@dataclass(eq=False)
 class ModelJob:
     """What a job should be."""
 
+    id: JobId
     tenant: str
-    pair: Pair
-    made: Job
+    sha256: str
+    inputs: tuple[FileId, FileId]
     status: str = "queued"
     claim: Claim | None = None
+    is_deleted: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in TERMINAL
 
 
 @dataclass
@@ -80,7 +95,7 @@ class TenantMachine(RuleBasedStateMachine):
     """One database and two tenants, each of whom may ask for what is the other's, or gone."""
 
     pairs: Bundle[Pair] = Bundle("pairs")
-    known: Bundle[JobId] = Bundle("known")
+    known: Bundle[ModelJob] = Bundle("known")
     reservations: Bundle[Reservation] = Bundle("reservations")
 
     def __init__(self, engine: Engine, seen: set[str]) -> None:
@@ -92,7 +107,7 @@ class TenantMachine(RuleBasedStateMachine):
         limits = Limits(MOST_WAITING, MOST_WAITING_OF_TENANT, MOST_BYTES)
         self.store = JobStore(engine, lease_seconds=1000, limits=limits)
         self.files: dict[FileId, tuple[str, File]] = {}
-        self.jobs: dict[JobId, ModelJob] = {}
+        self.jobs: list[ModelJob] = []
         self.kept: dict[tuple[str, str], Remembered] = {}
 
     def of(self, who: str) -> TenantStore:
@@ -121,7 +136,7 @@ class TenantMachine(RuleBasedStateMachine):
     def upload(self, who: str, size: int) -> Pair | MultipleResults[Pair]:
         made = [self._upload(who, purpose, size) for purpose in ("model", "clean")]
         ids = [file.id for file in made if file is not None]
-        return (ids[0], ids[1]) if len(ids) == 2 else multiple()
+        return Pair(who, *ids) if len(ids) == 2 else multiple()
 
     @rule(reservation=reservations, size=st.integers(1, 3))
     def upload_under(self, reservation: Reservation, size: int) -> None:
@@ -140,105 +155,112 @@ class TenantMachine(RuleBasedStateMachine):
         self._settle(reservation, answer)
         return answer
 
-    @rule(who=tenants, pair=pairs, place=st.integers(0, 1))
-    def delete_file(self, who: str, pair: Pair, place: int) -> None:
-        file_id = pair[place]
+    @rule(pair=pairs, is_model=st.booleans(), is_strange=seldom)
+    def delete_file(self, pair: Pair, is_model: bool, is_strange: bool) -> None:
+        who, file_id = _asking(pair, is_strange), pair.model if is_model else pair.clean
         refusal: type[JobsError] | None = None
         if not self._owns(who, file_id):
             refusal = UnknownFileError
-        elif any(file_id in job.pair for job in self.jobs.values() if job.status not in TERMINAL):
+        elif any(file_id in job.inputs for job in self.jobs if not job.has_ended):
             refusal = FileInUseError
         if self.expect(asked(self.of(who).delete_file, file_id), refusal):
             del self.files[file_id]
 
-    @rule(who=tenants, pair=pairs, place=st.integers(0, 1))
-    def look_at_a_file(self, who: str, pair: Pair, place: int) -> None:
-        refusal = None if self._owns(who, pair[place]) else UnknownFileError
-        answer = asked(self.of(who).get_file, pair[place])
-        if self.expect(answer, refusal):
-            assert answer == self.files[pair[place]][1]
+    @rule(pair=pairs, is_strange=seldom)
+    def look_at_a_file(self, pair: Pair, is_strange: bool) -> None:
+        who = _asking(pair, is_strange)
+        answer = asked(self.of(who).get_file, pair.model)
+        if self.expect(answer, None if self._owns(who, pair.model) else UnknownFileError):
+            assert answer == self.files[pair.model][1]
 
     def _owns(self, who: str, file_id: FileId) -> bool:
         return file_id in self.files and self.files[file_id][0] == who
 
     # --- jobs ---
 
-    @rule(target=known, who=tenants, pair=pairs, mistaken=st.booleans())
-    def create(self, who: str, pair: Pair, mistaken: bool) -> JobId | MultipleResults[JobId]:
-        return self._create(who, pair[::-1] if mistaken else pair)
+    @rule(target=known, pair=pairs, is_strange=seldom, is_mistaken=seldom)
+    def create(self, pair: Pair, is_strange: bool, is_mistaken: bool) -> ModelJob | MultipleResults[ModelJob]:
+        inputs = (pair.clean, pair.model) if is_mistaken else (pair.model, pair.clean)
+        return self._create(_asking(pair, is_strange), inputs)
 
     @rule(target=known, reservation=reservations, pair=pairs)
-    def create_under(self, reservation: Reservation, pair: Pair) -> JobId | MultipleResults[JobId]:
-        return self._create(reservation.tenant, pair, reservation)
+    def create_under(self, reservation: Reservation, pair: Pair) -> ModelJob | MultipleResults[ModelJob]:
+        return self._create(reservation.tenant, (pair.model, pair.clean), reservation)
 
-    def _create(self, who: str, pair: Pair, reservation: Reservation | None = None) -> JobId | MultipleResults[JobId]:
-        spec = JobSpec.model_validate(
-            {"model": {"file_id": pair[0], "architecture": "medic/resnet8"}, "clean_data": {"file_id": pair[1]}}
-        )
-        answer = asked(self.of(who).create, spec, reservation)
-        if not self.expect(answer, self._refusal(who, pair) or self._refusal_of(reservation)):
+    def _create(
+        self, who: str, inputs: tuple[FileId, FileId], reservation: Reservation | None = None
+    ) -> ModelJob | MultipleResults[ModelJob]:
+        model, clean = inputs
+        named = {"model": {"file_id": model, "architecture": "medic/resnet8"}, "clean_data": {"file_id": clean}}
+        answer = asked(self.of(who).create, JobSpec.model_validate(named), reservation)
+        if not self.expect(answer, self._refusal_of_job(who, inputs) or self._refusal_of(reservation)):
             return multiple()
         assert isinstance(answer, Job)
-        self.jobs[answer.id] = ModelJob(who, pair, answer)
         self._settle(reservation, answer)
-        return answer.id
+        self.jobs.append(ModelJob(answer.id, who, answer.model.sha256, inputs))
+        return self.jobs[-1]
 
-    def _refusal(self, who: str, pair: Pair) -> type[JobsError] | None:
-        waiting = [job.tenant for job in self.jobs.values() if job.status == "queued"]
-        if not all(self._owns(who, file_id) for file_id in pair):
+    def _refusal_of_job(self, who: str, inputs: tuple[FileId, FileId]) -> type[JobsError] | None:
+        waiting = [job.tenant for job in self.jobs if job.status == "queued"]
+        if not all(self._owns(who, file_id) for file_id in inputs):
             return UnknownFileError
-        if [self.files[file_id][1].purpose for file_id in pair] != ["model", "clean"]:
+        if [self.files[file_id][1].purpose for file_id in inputs] != ["model", "clean"]:
             return WrongPurposeError
         if len(waiting) >= MOST_WAITING:
             return QueueFullError
         return TenantQueueFullError if waiting.count(who) >= MOST_WAITING_OF_TENANT else None
 
-    def _job_of(self, who: str, job_id: JobId) -> ModelJob | None:
-        job = self.jobs.get(job_id)
-        return job if job is not None and job.tenant == who else None
-
-    @rule(who=tenants, job_id=known)
-    def look_at_a_job(self, who: str, job_id: JobId) -> None:
-        job, view = self._job_of(who, job_id), self.of(who)
-        refusal = None if job else UnknownJobError
-        found, outputs = asked(view.get, job_id), asked(view.artifacts, job_id)
+    @rule(job=known, is_strange=seldom)
+    def look_at_a_job(self, job: ModelJob, is_strange: bool) -> None:
+        view, refusal = self.of(_asking(job, is_strange)), _unknown(job, is_strange)
+        found, outputs = asked(view.get, job.id), asked(view.artifacts, job.id)
         if self.expect(found, refusal):
             assert isinstance(found, Job)
-            assert job is not None
-            assert (found.status, found.model.file_id, found.clean_data.file_id) == (job.status, *job.pair)
+            assert (found.status, found.model.file_id, found.clean_data.file_id) == (job.status, *job.inputs)
             refusal = None if job.status == "succeeded" else UnknownArtifactError
             assert outputs == (OUTPUTS if job.status == "succeeded" else ())
         else:
             assert outputs is UnknownJobError
-        self.expect(asked(view.artifact, job_id, OUTPUTS[0].name), refusal)
+        self.expect(asked(view.artifact, job.id, OUTPUTS[0].name), refusal)
 
-    @rule(who=tenants, job_id=known)
-    def cancel(self, who: str, job_id: JobId) -> None:
-        job = self._job_of(who, job_id)
-        refusal = UnknownJobError if job is None else JobFinishedError if job.status in TERMINAL else None
-        if self.expect(asked(self.of(who).request_cancel, job_id), refusal) and job is not None:
+    @rule(job=known, is_strange=seldom)
+    def look_for_jobs_like_it(self, job: ModelJob, is_strange: bool) -> None:
+        who, like = _asking(job, is_strange), {"status": job.status, "model_sha256": job.sha256}
+        found = self.of(who).list_jobs(**like)  # type: ignore[arg-type]  # mypy sees one type of value
+        assert {each.id for each in found.jobs} == {
+            each.id for each in self.jobs if (each.tenant, each.status, each.sha256) == (who, job.status, job.sha256)
+        }
+
+    @rule(job=known, is_strange=seldom)
+    def cancel(self, job: ModelJob, is_strange: bool) -> None:
+        answer = asked(self.of(_asking(job, is_strange)).request_cancel, job.id)
+        if self.expect(answer, _unknown(job, is_strange) or (JobFinishedError if job.has_ended else None)):
             job.status = "cancelled" if job.status == "queued" else "cancelling"
 
-    @rule(who=tenants, job_id=known)
-    def delete_job(self, who: str, job_id: JobId) -> None:
-        job = self._job_of(who, job_id)
-        refusal = UnknownJobError if job is None else None if job.status in TERMINAL else JobNotFinishedError
-        if self.expect(asked(self.of(who).delete, job_id), refusal):
-            del self.jobs[job_id]
+    @rule(job=known, is_strange=seldom)
+    def delete_job(self, job: ModelJob, is_strange: bool) -> None:
+        answer = asked(self.of(_asking(job, is_strange)).delete, job.id)
+        if self.expect(answer, _unknown(job, is_strange) or (None if job.has_ended else JobNotFinishedError)):
+            self.jobs.remove(job)
+            job.is_deleted = True
 
-    @rule(job_id=known)
-    def start(self, job_id: JobId) -> None:
-        job, claim = self.jobs.get(job_id), self.store.claim(job_id)
-        assert (claim is not None) == (job is not None and job.status == "queued")
-        if job is not None and claim is not None:
+    @rule(job=known)
+    def start(self, job: ModelJob) -> None:
+        claim = self.store.claim(job.id)
+        assert (claim is not None) == (job.status == "queued")
+        if claim is not None:
             job.status, job.claim = "running", claim
 
-    @rule(job_id=known)
-    def finish(self, job_id: JobId) -> None:
-        job = self.jobs.get(job_id)
-        if job is not None and job.claim is not None:
-            assert self.store.finish(job.claim, SUCCESS) == (job.status not in TERMINAL)
+    @rule(job=known)
+    def finish(self, job: ModelJob) -> None:
+        if job.claim is not None:
+            assert self.store.finish(job.claim, SUCCESS) == (not job.has_ended)
             job.status = {"running": "succeeded", "cancelling": "cancelled"}.get(job.status, job.status)
+
+    @rule(job=known)
+    def run(self, job: ModelJob) -> None:
+        self.start(job)
+        self.finish(job)
 
     # --- one request, one effect ---
 
@@ -266,13 +288,13 @@ class TenantMachine(RuleBasedStateMachine):
         if self._refusal_of(reservation) is None:
             del self.kept[reservation.tenant, reservation.key]
 
-    @rule(target=known, who=tenants, key=keys, fingerprint=fingerprints, pair=pairs)
-    def post(self, who: str, key: str, fingerprint: str, pair: Pair) -> JobId | MultipleResults[JobId]:
+    @rule(target=known, pair=pairs, key=keys, fingerprint=fingerprints)
+    def post(self, pair: Pair, key: str, fingerprint: str) -> ModelJob | MultipleResults[ModelJob]:
         """As a request does it: what is refused gives its key back."""
-        reservation = self.reserve(who, key, fingerprint)
+        reservation = self.reserve(pair.tenant, key, fingerprint)
         if not isinstance(reservation, Reservation):
             return multiple()
-        made = self._create(who, pair, reservation)
+        made = self.create_under(reservation, pair)
         self.release(reservation)
         return made
 
@@ -306,22 +328,11 @@ class TenantMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_tenant_sees_its_own_newest_first(self) -> None:
-        for who in ("cats", "dogs"):
-            mine = {job_id: job.status for job_id, job in self.jobs.items() if job.tenant == who}
-            listed = [(job.id, job.status) for job in self.of(who).list_jobs().jobs]
-            assert listed == sorted(mine.items(), reverse=True)
+        for who in OTHER:
+            mine = sorted(((job.id, job.status) for job in self.jobs if job.tenant == who), reverse=True)
+            assert [(job.id, job.status) for job in self.of(who).list_jobs().jobs] == mine
             own = [file for owner, file in self.files.values() if owner == who]
             assert list(self.of(who).list_files().files) == sorted(own, key=lambda file: file.id, reverse=True)
-
-    @rule(who=tenants, size=st.integers(1, 3), status=st.sampled_from(["queued", "succeeded"]))
-    def look_for_jobs(self, who: str, size: int, status: str) -> None:
-        sha256 = digest(f"model {size}")
-        found = self.of(who).list_jobs(status=status, model_sha256=sha256)  # type: ignore[arg-type]
-        assert {job.id for job in found.jobs} == {
-            job_id
-            for job_id, job in self.jobs.items()
-            if (job.tenant, job.status, job.made.model.sha256) == (who, status, sha256)
-        }
 
     @invariant()
     def keys_and_bytes_are_kept_as_long_as_they_are_needed(self) -> None:
@@ -335,8 +346,16 @@ class TenantMachine(RuleBasedStateMachine):
 
     def _needed(self) -> Iterator[str]:
         yield from (file.sha256 for _, file in self.files.values())
-        if any(job.status == "succeeded" for job in self.jobs.values()):
+        if any(job.status == "succeeded" for job in self.jobs):
             yield from (artifact.sha256 for artifact in OUTPUTS)
+
+
+def _asking(owned: Pair | ModelJob, is_strange: bool) -> str:
+    return OTHER[owned.tenant] if is_strange else owned.tenant
+
+
+def _unknown(job: ModelJob, is_strange: bool) -> type[JobsError] | None:
+    return UnknownJobError if is_strange or job.is_deleted else None
 
 
 @patient
