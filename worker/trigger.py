@@ -25,11 +25,12 @@ from torch import Tensor
 
 from medic_core.attacks.triggers import TRIGGERS, Trigger, find_trigger
 from medic_core.errors import AttackOptionError
+from worker.loading.images import FORMATS, most_pixels
+from worker.task import IntakeLimits
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SMALLEST_SIDE = 8
-_PIXEL_LIMIT = 50_000_000
+_LIMITS = IntakeLimits()  # what intake would not take need not be made
 _UNREADABLE = (
     *(OSError, EOFError, IndexError, SyntaxError, ValueError, Image.DecompressionBombError),  # Pillow
     *(RuntimeError, zipfile.BadZipFile, zlib.error),  # zipfile: encrypted, unknown compression, damaged
@@ -110,9 +111,9 @@ def _problems_with(entry: zipfile.ZipInfo) -> Iterator[str]:
 
 def _decode(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
     try:
-        with archive.open(entry) as stream, Image.open(stream, formats=_FORMATS) as image:
+        with archive.open(entry) as stream, Image.open(stream, formats=FORMATS) as image:
             width, height = image.size
-            if min(width, height) < _SMALLEST_SIDE or width * height > _PIXEL_LIMIT:
+            if min(width, height) < _SMALLEST_SIDE or width * height > most_pixels(image, _LIMITS):
                 raise UnusableDataError(f"{entry.filename!r} has an unusable size: {width}×{height} pixels")
             pixels = np.array(image.convert("RGB"))
     except _UNREADABLE as error:
@@ -127,7 +128,7 @@ def read_pattern(path: Path) -> Tensor:
         UnusableDataError: The file is no such image.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if max(image.size) > _SMALLEST_SIDE:
                 raise UnusableDataError(
                     f"{path} is {image.width}×{image.height} pixels; a pattern has at most 8 a side"

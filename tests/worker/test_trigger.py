@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.hostile.images import flat
 from medic_core.attacks.triggers import TRIGGERS, badnet, find_trigger
-from worker.trigger import main, put_trigger_on, read_images, read_pattern
+from worker.task import IntakeLimits
+from worker.trigger import UnusableDataError, main, put_trigger_on, read_images, read_pattern
 
 DATA = Path(os.environ.get("MEDIC_TEST_DATA", "../shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="MEDIC_TEST_DATA (default ../shared/data) is absent")
@@ -166,6 +168,17 @@ def test_bad_input_is_a_usage_error_that_names_it_and_writes_nothing(tmp_path, c
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.zip"]
+
+
+@pytest.mark.parametrize(("kind", "share"), [("PNG", 1), ("WEBP", 2)])
+def test_an_image_may_have_as_many_pixels_as_intake_takes_and_no_more(tmp_path, kind, share):
+    width, height = 5000, IntakeLimits().image_pixels // share // 5000
+    largest, larger = (flat("RGB", width, height + more, kind) for more in (0, 1))
+    name = f"cat/0.{kind.lower()}"
+    ((_, pixels),) = read_images(zip_of(tmp_path / "in.zip", {name: largest}))
+    assert pixels.shape == (3, height, width)
+    with pytest.raises(UnusableDataError, match=f"unusable size: {width}×{height + 1} pixels"):
+        list(read_images(zip_of(tmp_path / "in.zip", {name: larger})))
 
 
 def test_every_wrong_name_is_listed_at_once(tmp_path, capsys):

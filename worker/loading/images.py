@@ -28,7 +28,7 @@ from worker.loading.archives import ArchiveFormat, Member, archive_format, membe
 from worker.loading.refusal import RefusedError, listed, refused, told
 from worker.task import IntakeLimits
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
+FORMATS = ("PNG", "JPEG", "WEBP")
 _WEBP_COPIES = 2  # of the memory of other formats: its decoder keeps several canvases
 _START_OF_SCAN = b"\xff\xda"
 _OPAQUE = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})
@@ -170,8 +170,7 @@ class _PixelCount:
             _UnreadableError: It is too large by itself.
             RefusedError: ``data_too_large``, with the others it is.
         """
-        pixels = image.width * image.height
-        most = self._limits.image_pixels // (_WEBP_COPIES if image.format == "WEBP" else 1)
+        pixels, most = image.width * image.height, most_pixels(image, self._limits)
         if pixels > most:
             raise _UnreadableError(f"{image.width}×{image.height} pixels are more than {most}")
         scans = 0 if image.format in ("PNG", "WEBP") else data.count(_START_OF_SCAN)
@@ -182,6 +181,11 @@ class _PixelCount:
                 f"The images have more pixels, or pass over them more often, than {self._limits.pixel_ratio} times the "
                 "bytes of the archive. Send images with less of one colour, or at the model's input size.",
             )
+
+
+def most_pixels(image: Image.Image, limits: IntakeLimits) -> int:
+    """How many pixels a picture of the format of ``image`` may have."""
+    return limits.image_pixels // (_WEBP_COPIES if image.format == "WEBP" else 1)
 
 
 def _unreadable(reasons: Mapping[str, str], *, total: int) -> RefusedError:
@@ -217,7 +221,7 @@ def _strict_pillow() -> Iterator[None]:
 def _decode(member: Member, size: tuple[int, int], pixels: _PixelCount) -> NDArray[np.uint8]:
     data = member.read()
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             pixels.add(image, data)
             rgb = _to_rgb(image)
             if rgb.size != size[::-1]:
