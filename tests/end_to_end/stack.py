@@ -64,11 +64,15 @@ class Stack:
         number = self.processes.index(process)
         return next(self.folder.glob(f"{number}-*.log")).read_text(errors="replace")
 
-    def api(self) -> MedicClient:
-        """Start the API and return a client of it."""
+    def url(self) -> str:
+        """Start the API and return where it listens."""
         process = self.start(*API)
         listening = wait_for(lambda: re.search(r"listening on (http://\S+)", self.log(process)), 30)
-        return MedicClient(listening[1], KEY)
+        return str(listening[1])
+
+    def api(self) -> MedicClient:
+        """Start the API and return a client of it."""
+        return MedicClient(self.url(), KEY)
 
     def spec(self, **settings: Any) -> JobSpec:
         """The tiny job, on local paths; ``settings`` are those of the removal, or ``test``/``triggered`` as paths."""
