@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import hypothesis.strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import Engine, delete, update
 
 from jobs.database import writing
@@ -18,6 +18,7 @@ from jobs.store import JobStore
 from jobs.tables import api_keys
 from tests.jobs.machines import patient, run_machine
 
+MOST_KEYS = 4
 HOUR_SECONDS = 3600
 
 
@@ -48,6 +49,7 @@ class KeyMachine(RuleBasedStateMachine):
             connection.execute(delete(api_keys))
         self.keys: dict[str, ModelKey] = {}
 
+    @precondition(lambda self: len(self.keys) < MOST_KEYS)
     @rule(
         target=ids,
         tenant=st.sampled_from(["cats", "dogs"]),
