@@ -221,6 +221,11 @@ class StoreMachine(RuleBasedStateMachine):
             if isinstance(self.claim(job_id), Claim):
                 self.expire(job_id, 0)
 
+    @rule(job_id=known)
+    def take_and_cancel(self, job_id: JobId) -> None:
+        if isinstance(self.claim(job_id), Claim):
+            self.cancel(job_id)
+
     # --- time, sweepers, restarts ---
 
     @rule(job_id=known, lease_until=st.sampled_from([0, FAR_FUTURE]))
@@ -301,6 +306,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever was lost or left, some time, a sweeper and one worker bring every job to its end."""
+        self.sweep()
         for job_id in self.models:
             self.expire(job_id, 0)
         self.sweep()
