@@ -89,18 +89,20 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- clients ---
 
-    @initialize(target=known)
-    def create_the_first(self) -> JobId:
-        return self._create()
+    @initialize(target=known, waits=st.booleans())
+    def create_the_first(self, waits: bool) -> JobId:
+        return self._create(waits)
 
     @precondition(lambda self: len(self.models) < MOST_JOBS)
-    @rule(target=known)
-    def create(self) -> JobId:
-        return self._create()
+    @rule(target=known, waits=st.booleans())
+    def create(self, waits: bool) -> JobId:
+        return self._create(waits)
 
-    def _create(self) -> JobId:
+    def _create(self, waits: bool) -> JobId:
         job = mine(self.store).create(self.spec)
         self.models[job.id] = Model()
+        if waits:
+            self.let_time_pass()
         return job.id
 
     @rule(job_id=known)
@@ -209,8 +211,10 @@ class StoreMachine(RuleBasedStateMachine):
                 if model.crashes == MAX_CRASHES:
                     model.ended("failed", "child_killed")
 
-    @rule(job_id=known, outcome=st.sampled_from([*OUTCOMES, Crashed(CRASH)]))
-    def take_and_finish(self, job_id: JobId, outcome: Outcome) -> None:
+    @rule(job_id=known, outcome=st.sampled_from([*OUTCOMES, Crashed(CRASH)]), is_announced=st.booleans())
+    def take_and_finish(self, job_id: JobId, outcome: Outcome, is_announced: bool = False) -> None:
+        if is_announced:
+            self.announce(job_id)
         claim = self.claim(job_id)
         if isinstance(claim, Claim):
             self.finish(claim, outcome)
