@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from benchmarks.servers import empty_database
 from jobs.database import open_engine
 from jobs.settings import Settings
 from jobs.store import JobStore
-from tests.servers import empty_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -15,6 +15,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, create_engine, select, text
 
+from benchmarks.servers import free_port
 from jobs import database
 from jobs.database import Now, open_engine, reading, writing
 from jobs.errors import DatabaseUnavailableError, StorageFullError
@@ -22,7 +23,7 @@ from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 from jobs.tables import jobs
 from tests.jobs.samples import add, mine, spec_for
-from tests.servers import free_port, postgresql_server
+from tests.servers import postgresql_server
 
 OPEN_AND_ADD = """
 import pathlib, sys
@@ -126,7 +127,8 @@ def test_a_postgresql_that_is_not_there_is_said() -> None:
 
 
 def test_a_restarted_postgresql_is_used_again(tmp_path: Path) -> None:
-    with postgresql_server() as url:
+    with postgresql_server() as server:
+        url = server.url
         store = open_store(Settings(data_dir=tmp_path, database_url=SecretStr(url)))
         file = add(store, "clean")
         with psycopg.connect(url, autocommit=True) as connection:
