@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -18,7 +20,7 @@ from sqlalchemy import Engine, make_url
 
 from benchmarks.faults.witness import Witness
 from benchmarks.servers import RunningPostgresql, RunningRedis, empty_database, free_port, redis_server
-from benchmarks.stack import KEY, Stack, kill_tree, stack, wait_for
+from benchmarks.stack import KEY, Stack, stack, wait_for
 from jobs.database import engine_of
 from jobs.models import FileId, JobId, Purpose
 from medic_client.client import MedicClient
@@ -35,6 +37,8 @@ STALL_SECONDS = 20.0
 GRACE_SECONDS = 5.0
 ENDED_SECONDS = 240.0
 ORPHAN_SECONDS = 5.0
+COME_AGAIN = (HTTPStatus.CONFLICT, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.INSUFFICIENT_STORAGE)
+UPLOADS = "uploads"
 _FILES: Sequence[tuple[str, Purpose, str]] = (
     ("model", "model", "suspect.pth"),
     ("clean_data", "clean", "clean.zip"),
@@ -61,15 +65,13 @@ class Program:
         except psutil.NoSuchProcess:
             return []
 
-    def children_of(self, job_id: JobId | None = None) -> list[psutil.Process]:
-        """The processes that work on a job, or on any."""
+    def running(self, words: str) -> list[psutil.Process]:
+        """Those of the family whose command has these words in it."""
         found = []
         for process in self.family():
-            try:
-                if process.is_running() and f"{job_id or 'job_'}" in process.cmdline()[-1]:
+            with suppress(psutil.NoSuchProcess):
+                if words in " ".join(process.cmdline()):
                     found.append(process)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-                continue
         return found
 
 
@@ -185,7 +187,7 @@ class House:
         with self.client() as client:
 
             def sent(name: str, purpose: Purpose) -> FileId:
-                return _patiently(lambda: client.upload(self.stack.inputs / name, purpose).id)
+                return self._patiently(UPLOADS, lambda: client.upload(self.stack.inputs / name, purpose).id)
 
             return {section: sent(name, purpose) for section, purpose, name in _FILES}
 
@@ -201,7 +203,22 @@ class House:
         spec = self.stack.spec(epochs=EPOCHS).model_copy(update={"metadata": {"kind": kind}})
         named = {name: getattr(spec, name).model_copy(update={"file_id": file}) for name, file in self.files.items()}
         with self.client(url) as client:
-            return _patiently(lambda: client.create_job(spec.model_copy(update=named), idempotency_key=key).id)
+            return self._patiently(
+                kind, lambda: client.create_job(spec.model_copy(update=named), idempotency_key=key).id
+            )
+
+    def _patiently(self, kind: str, attempt: Callable[[], Result]) -> Result:
+        """Ask until there is a good answer; those that say "come again" are 409, 503 and 507."""
+        end = time.monotonic() + ENDED_SECONDS
+        while True:
+            try:
+                return attempt()
+            except (UnreachableError, MedicApiError) as error:
+                if isinstance(error, MedicApiError) and error.status not in COME_AGAIN:
+                    self.wrong.append((kind, f"answered {error.status}: {error}"))
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
 
     def wait_until_few(self, most: int) -> None:
         """Wait until at most so many accepted jobs are left.
@@ -226,10 +243,10 @@ class House:
 
     # --- what faults share ---
 
-    def worker_of(self, job_id: JobId | None = None) -> Program:
+    def worker_of(self, job_id: JobId) -> Program:
         """Wait until a worker has a child that works on a job, and return that worker."""
         found: Program = wait_for(
-            lambda: next((each for each in self.workers if each.children_of(job_id)), None),
+            lambda: next((each for each in self.workers if each.running(job_id)), None),
             ENDED_SECONDS,
         )
         return found
@@ -243,13 +260,21 @@ class House:
 
     def kill_family(self, program: Program) -> None:
         """``kill -9`` a process with all its descendants at once."""
-        if program.process.poll() is None:
-            kill_tree(program.process)
+        family = program.family()
+        signal_all(family, signal.SIGSTOP)  # nobody notices the death of another
+        signal_all(family, signal.SIGKILL)
 
     def expect_gone(self, processes: list[psutil.Process], kind: str) -> None:
         """Note the processes that are still there after five seconds."""
         _, alive = psutil.wait_procs(processes, timeout=ORPHAN_SECONDS)
         self.wrong += [(kind, f"orphan {process.pid}") for process in alive]
+
+
+def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 @contextmanager
@@ -301,7 +326,7 @@ def open_house(
             house.keep(*(CELERY_WORKER if broker else POLLING_WORKER))
         opened.enter_context(_tended(house))
         house.files = house.upload()
-        house.witness = opened.enter_context(Witness(house.client()).watching())
+        house.witness = opened.enter_context(Witness(opened.enter_context(house.client())).watching())
         yield house
 
 
@@ -315,14 +340,3 @@ def _tended(house: House) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _patiently(attempt: Callable[[], Result]) -> Result:
-    end = time.monotonic() + ENDED_SECONDS
-    while True:
-        try:
-            return attempt()
-        except (UnreachableError, MedicApiError):
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)

@@ -5,6 +5,7 @@ They return once the fault is over, not when the jobs have ended; all jobs are j
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ import psycopg
 import redis
 from sqlalchemy import text, update
 
-from benchmarks.faults.house import GRACE_SECONDS, LEASE_SECONDS, House, Program
+from benchmarks.faults.house import GRACE_SECONDS, LEASE_SECONDS, House, Program, signal_all
 from benchmarks.faults.injection import arm, disarm, is_armed
 from benchmarks.stack import wait_for
 from jobs.database import BUSY_SECONDS, writing
@@ -105,8 +106,7 @@ def kill_a_child(house: House, name: str) -> None:
     job_id = house.post(name).job_id.result()
     worker = house.worker_of(job_id)
     _some_time(house)
-    for child in worker.children_of(job_id):
-        child.kill()
+    signal_all(worker.running(job_id), signal.SIGKILL)
     house.wait_until_ended(job_id)
 
 
@@ -123,9 +123,7 @@ def kill_the_sweepers(house: House, name: str) -> None:
     """All at once; their workers start others."""
     house.post(name)
     for worker in house.workers:
-        for process in worker.family():
-            if "worker.sweep" in process.cmdline():
-                process.kill()
+        signal_all(worker.running("worker.sweep"), signal.SIGKILL)
 
 
 @kind("F2 worker killed in a cancelled job", times=4)
@@ -193,10 +191,8 @@ def hang_the_broker(house: House, name: str) -> None:
 @kind("F5 message lost when it was taken", times=5, houses=("scaled",))
 def lose_a_message(house: House, name: str) -> None:
     """Redis gives it to a worker that is stopped, and then killed."""
-    families = [worker.family() for worker in house.workers]
-    for family in families:
-        for process in family:
-            process.suspend()
+    for worker in house.workers:
+        signal_all(worker.family(), signal.SIGSTOP)
     house.post(name).job_id.result()
     for worker in house.workers:
         house.kill_family(worker)
@@ -207,11 +203,9 @@ def stop_a_worker_beyond_its_lease(house: House, name: str) -> None:
     """Another takes its job; then it goes on as if nothing had happened."""
     worker = house.worker_of(house.post(name).job_id.result())
     family = worker.family()
-    for process in family:
-        process.suspend()
+    signal_all(family, signal.SIGSTOP)
     time.sleep(LEASE_SECONDS * house.random.uniform(1.2, 3))
-    for process in family:
-        process.resume()
+    signal_all(family, signal.SIGCONT)
 
 
 @kind("F7 worker asked to stop", times=8)

@@ -27,10 +27,17 @@ LAST = "last, an honest job"
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. ``name`` is that of its kind."""
+    """One fault.
+
+    Attributes:
+        name: Of its kind.
+        strike: Does it.
+        point: Where someone dies; empty for other kinds.
+    """
 
     name: str
     strike: Callable[[House], None]
+    point: str = ""
 
 
 @dataclass
@@ -76,7 +83,7 @@ def faults_of(house: HouseName, *, seed: int, share: float = 1.0, trains: bool =
 def points_of(house: HouseName, *, trains: bool = True) -> list[Fault]:
     """List a fault at every point that is reached in a house."""
     return [
-        Fault(POINTS_KIND, partial(reach, name=POINTS_KIND, point=point))
+        Fault(POINTS_KIND, partial(reach, name=POINTS_KIND, point=point), point)
         for point in POINTS
         if (trains or point.startswith(("api", "worker"))) and ("CeleryQueue" not in point or house == "scaled")
     ]
@@ -113,7 +120,7 @@ def judged(house: House, faults: Sequence[Fault]) -> dict[str, Tally]:
         tally.runs += runs[job.id]
         tally.lost += not job.terminal
         tally.doubled += job.id not in asked or effects[job.id] > 1
-        if job.terminal and _end_of(job) not in asked.get(job.id, ()):
+        if job.terminal and _end_of(job) not in asked.get(job.id, (_end_of(job),)):
             tally.wrong.append(f"{job.id} ended as {_end_of(job)}")
     for name, reason in (*house.wrong, *_untrue(house), *_left(house)):
         tallies.setdefault(name, Tally()).wrong.append(reason)
