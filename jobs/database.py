@@ -10,7 +10,7 @@ from typing import Any
 
 import pysqlite3.dbapi2 as sqlite
 from sqlalchemy import URL, BigInteger, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -158,12 +158,15 @@ def _failures_named() -> Iterator[None]:
     except PoolTimeoutError as error:
         raise DatabaseUnavailableError("too many wait for the database") from error
     except (OperationalError, InterfaceError) as error:
-        if _disk_is_full(error):
+        if "SQLITE_FULL" in _codes(error) or "53100" in _codes(error):
             raise StorageFullError("no room left on the database's disk; nothing was changed") from error
         raise DatabaseUnavailableError("the database does not answer; nothing was changed") from error
+    except InternalError as error:
+        if "25006" not in _codes(error):
+            raise
+        raise DatabaseUnavailableError("the database takes no writes at present; nothing was changed") from error
 
 
-def _disk_is_full(error: DBAPIError) -> bool:
-    sqlite_name = getattr(error.orig, "sqlite_errorname", None)
-    postgresql_state = getattr(error.orig, "sqlstate", None)
-    return sqlite_name == "SQLITE_FULL" or postgresql_state == "53100"
+def _codes(error: DBAPIError) -> tuple[str | None, str | None]:
+    """The name of SQLite's error and PostgreSQL's SQLSTATE."""
+    return getattr(error.orig, "sqlite_errorname", None), getattr(error.orig, "sqlstate", None)

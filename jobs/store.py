@@ -110,6 +110,12 @@ class JobStore:
         # Read it only now: a spec that this version cannot read must still count as lost, or it would come up for ever.
         return None if row is None else to_claim(row, inputs)
 
+    def live_attempts(self) -> set[tuple[JobId, int]]:
+        """List the jobs that are with a worker, with the tokens of their claims."""
+        statement = select(jobs.c.id, jobs.c.token).where(jobs.c.status.in_(("running", "cancelling")))
+        with reading(self._engine) as connection:
+            return {(row.id, row.token) for row in connection.execute(statement)}
+
     def beat(self, claim: Claim) -> Literal["running", "cancelling"] | None:
         """Renew the lease. ``cancelling``: a user asks for the end; None: the job is no longer ours."""
         ours = _is_ours(claim, "running", "cancelling")

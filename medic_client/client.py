@@ -85,9 +85,16 @@ class MedicClient:
 
         return File.model_validate_json(_patiently(put).content)
 
-    def create_job(self, spec: JobSpec) -> Job:
-        """Start a job on uploaded files: one, however often the request has to be sent."""
-        headers = {"Content-Type": "application/json", "Idempotency-Key": str(uuid.uuid4())}
+    def create_job(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
+        """Start a job on uploaded files: one, however often the request has to be sent.
+
+        Args:
+            spec: What to do.
+            idempotency_key: Of your choice; a call under the same one within a day returns the same job. By default a
+                new one, under which this call alone repeats itself.
+        """
+        key = idempotency_key or str(uuid.uuid4())
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         content = spec.model_dump_json().encode()
         response = _patiently(lambda: self._send("POST", "/v1/jobs", headers=headers, content=content))
         return Job.model_validate_json(response.content)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers import RunningRedis, postgresql_server, redis_server
+from benchmarks.servers import RunningRedis
+from tests.servers import postgresql_server, redis_server
 
 # a shell starts what runs in the background with SIGINT ignored, and the services that tests interrupt would inherit it
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,5 +24,5 @@ def running_redis() -> Iterator[RunningRedis]:
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
     """The URL of a PostgreSQL that each test empties before it begins."""
-    with postgresql_server() as url:
-        yield url
+    with postgresql_server() as running:
+        yield running.url

@@ -96,7 +96,7 @@ def run_child(
 
     Args:
         module: Of this package.
-        task_dir: Its only argument, and its working directory.
+        task_dir: Its only argument.
         watch: Looked at ten times a second.
         stall_seconds: Longest time without any event.
         on_event: Called for each event, in order.

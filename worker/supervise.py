@@ -108,17 +108,27 @@ class Supervisor:
 
     @contextmanager
     def _task_folder(self, claim: Claim) -> Iterator[Path]:
-        """Make a folder for this attempt; those that killed attempts at the job left behind are removed."""
+        """Make a folder for this attempt; those that killed attempts at any job left behind are removed."""
         work = self.settings.data_dir / "work"
         work.mkdir(parents=True, exist_ok=True)
-        for left in work.glob(f"{claim.job_id}-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        self._remove_dead_attempts(work)
         place = work / f"{claim.job_id}-{claim.token}"
         place.mkdir()
         try:
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    def _remove_dead_attempts(self, work: Path) -> None:
+        there = list(work.iterdir())  # first: whoever makes a folder now was alive before we ask
+        try:
+            alive = {f"{job_id}-{token}" for job_id, token in self.jobs.live_attempts()} if there else set()
+        except JobsError as error:
+            log.warning("folders of dead attempts are left for now: %s", error)
+            return
+        for left in there:
+            if left.name not in alive:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @dataclass

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.stack import POLLING, Stack, stack
+from benchmarks.tiny import make_inputs
 from medic_client.client import MedicClient
-from tests.end_to_end.stack import POLLING, Stack, stack
-from tests.end_to_end.tiny import make_inputs
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.stack import Stack, wait_ended
+from benchmarks.tiny import CLASSES, archive, images
 from jobs.models import DataSpec, FileId, Job, JobSpec
 from medic_client.client import MedicClient
 from medic_client.errors import MedicApiError
-from tests.end_to_end.stack import Stack, wait_ended
-from tests.end_to_end.tiny import CLASSES, archive, images
 from tests.worker.test_loading_archives import honest_zip_bomb
 
 Case = Callable[[Stack, Path], JobSpec]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from benchmarks.servers import RunningRedis, empty_database, free_port
+from benchmarks.stack import CELERY, POLLING, digests, stack, wait_ended, wait_for
 from jobs.models import JobSpec, Progress, Purpose
 from medic_client.client import MedicClient
-from tests.end_to_end.stack import CELERY, POLLING, digests, stack, wait_ended, wait_for
-from tests.servers import RunningRedis, empty_database, free_port, redis_server
+from tests.servers import redis_server
 
 NOTHING = Progress(fraction=0, step=0, total_steps=1)
 

@@ -15,12 +15,12 @@ from time import sleep
 import httpx
 import pytest
 
+from benchmarks.servers import empty_database
+from benchmarks.stack import KEY, Stack, stack, wait_ended, wait_for
 from jobs.models import DataSpec, JobId, JobSpec, ModelSpec
 from medic_client.client import MedicClient
 from medic_client.errors import MedicApiError
 from tests.api.harness import problem
-from tests.end_to_end.stack import KEY, Stack, stack, wait_ended, wait_for
-from tests.servers import empty_database
 
 SENDERS, KEYS, JOBS = 50, 5, 20
 STAND_IN = ("-m", "tests.end_to_end.stand_in")

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.stack import POLLING, Stack, digests, kill_tree, stack, wait_ended, wait_for
 from jobs.models import Job, JobId
 from medic_client.client import MedicClient
-from tests.end_to_end.stack import POLLING, Stack, digests, kill_tree, stack, wait_ended, wait_for
 
 LONG = {"epochs": 12, "batch_size": 4}
 

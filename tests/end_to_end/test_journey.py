@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.stack import Stack, digests, wait_ended, wait_for
 from jobs.models import Denial, Diagnosis, Job, LayerState, Report
 from medic_client.client import MedicClient
 from medic_core.architectures import find_architecture
-from tests.end_to_end.stack import Stack, digests, wait_ended, wait_for
 from worker.sandbox.probe import probe
 
 

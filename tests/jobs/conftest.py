@@ -9,11 +9,11 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from benchmarks.servers import empty_database
 from jobs.database import database_url, open_engine, postgresql_engine, sqlite_engine
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.tables import metadata
-from tests.servers import empty_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -15,6 +15,8 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import Connection, create_engine, select, text
 
+from benchmarks.servers import empty_database, free_port
+from benchmarks.stack import wait_for
 from jobs import database
 from jobs.database import Now, open_engine, reading, writing
 from jobs.errors import DatabaseUnavailableError, StorageFullError
@@ -22,7 +24,7 @@ from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 from jobs.tables import jobs
 from tests.jobs.samples import add, mine, spec_for
-from tests.servers import free_port, postgresql_server
+from tests.servers import postgresql_server
 
 OPEN_AND_ADD = """
 import pathlib, sys
@@ -126,7 +128,8 @@ def test_a_postgresql_that_is_not_there_is_said() -> None:
 
 
 def test_a_restarted_postgresql_is_used_again(tmp_path: Path) -> None:
-    with postgresql_server() as url:
+    with postgresql_server() as server:
+        url = server.url
         store = open_store(Settings(data_dir=tmp_path, database_url=SecretStr(url)))
         file = add(store, "clean")
         with psycopg.connect(url, autocommit=True) as connection:
@@ -136,6 +139,31 @@ def test_a_restarted_postgresql_is_used_again(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailableError):
         mine(store).get_file(file.id)
     store.close()
+
+
+def test_a_postgresql_that_takes_no_writes_for_a_while_is_unavailable(postgresql_url: str, tmp_path: Path) -> None:
+    store = open_store(Settings(data_dir=tmp_path, database_url=SecretStr(empty_database(postgresql_url))))
+    file = add(store, "clean")
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        connection.execute("SELECT pg_reload_conf()")
+        try:
+            wait_for(lambda: _refused(store), 10)
+            assert mine(store).get_file(file.id) == file
+        finally:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            connection.execute("SELECT pg_reload_conf()")
+    wait_for(lambda: not _refused(store), 10)
+    store.close()
+
+
+def _refused(store: JobStore) -> bool:
+    try:
+        add(store, "clean")
+    except DatabaseUnavailableError:
+        return True
+    return False
 
 
 def test_waiting_for_a_connection_in_vain_is_said(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from benchmarks.servers import RunningRedis, free_port
 from jobs.errors import QueueUnavailableError
 from jobs.models import JobId
 from jobs.queue import RUN_JOB, CeleryQueue, NoQueue, celery_app, open_queue
 from jobs.settings import Settings
-from tests.servers import RunningRedis, free_port, redis_server
+from tests.servers import redis_server
 
 PATIENCE_SECONDS = 1.5
 JOB = JobId("job_1")

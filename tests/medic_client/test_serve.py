@@ -22,6 +22,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.servers import free_port
+from benchmarks.tiny import ARCHITECTURE, TARGET, make_inputs
 from medic_client import supervise as supervising
 from medic_client.demo import curl_lines
 from medic_client.supervise import (
@@ -32,8 +34,6 @@ from medic_client.supervise import (
     supervise,
     worker_arguments,
 )
-from tests.end_to_end.tiny import ARCHITECTURE, TARGET, make_inputs
-from tests.servers import free_port
 
 KEY = "mdk_test_" + "0123456789abcdef" * 4
 Found = TypeVar("Found")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.servers import RunningRedis, empty_database
 from jobs.models import Check
 from jobs.settings import Settings
 from jobs.store import open_store
-from tests.servers import RunningRedis, empty_database
 from worker.doctor import examine
 
 QUICK = ("python", "sqlite", "settings", "data folder", "database", "broker")

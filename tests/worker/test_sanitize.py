@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.tiny import ARCHITECTURE, make_inputs
 from jobs.models import Report, TemperatureSearch
 from medic_core.removal.training import NoCheckpoint
-from tests.end_to_end.tiny import ARCHITECTURE, make_inputs
 from worker.inspection import inspect
 from worker.sanitize import sanitize
 from worker.task import Result, Task

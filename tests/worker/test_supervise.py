@@ -203,3 +203,30 @@ def test_a_database_that_is_away_for_a_moment_costs_no_attempt(
     assert job.error is not None
     assert (job.status, job.error.code, job.attempt) == ("failed", "nan_loss", 1)
     assert not checkpoint.exists()
+
+
+def test_folders_of_dead_attempts_at_any_job_go_with_the_next_and_those_of_living_ones_stay(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children(monkeypatch)
+    own = house.jobs.claim(house.job_id)
+    assert own is not None
+    other = mine(house.jobs).create(own.spec)
+    work = house.settings.data_dir / "work"
+    dead, alive = work / f"job_{'0' * 32}-3", work / f"{own.job_id}-{own.token}"
+    for folder in (dead, work / f"{own.job_id}-{own.token - 1}", alive):
+        folder.mkdir(parents=True)
+        (folder / "task.json").touch()
+    run(other.id, jobs=house.jobs, supervise=house.supervisor)
+    assert list(work.iterdir()) == [alive]
+
+
+def test_folders_of_dead_attempts_are_left_while_the_database_is_away(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children(monkeypatch)
+    left = house.settings.data_dir / "work" / f"job_{'0' * 32}-3"
+    left.mkdir(parents=True)
+    monkeypatch.setattr(house.jobs, "live_attempts", failing(house.jobs.live_attempts, times=1))
+    assert house.run().attempt == 1
+    assert left.exists()

@@ -16,11 +16,11 @@ from typing import Any
 
 import psutil
 
+from benchmarks.tiny import ARCHITECTURE, TARGET
 from jobs.models import DataSpec, FileId, Job, JobId, JobSpec, ModelSpec, TriggeredSpec
 from medic_client.client import MedicClient
 from medic_client.supervise import API, CELERY_WORKER, POLLING_WORKER
 from medic_core.config import MedicConfig, Preprocessing
-from tests.end_to_end.tiny import ARCHITECTURE, TARGET
 
 KEY = "mdk_test_" + "0123456789abcdef" * 4
 POLLING = POLLING_WORKER
@@ -36,12 +36,17 @@ class Stack:
     settings: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start one process in a group of its own."""
+    @property
+    def data(self) -> Path:
+        """Its data directory."""
+        return Path(self.settings.get("MEDIC_DATA_DIR", self.folder / "data"))
+
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
+        """Start one process in a group of its own; ``settings`` beside those of all."""
         log = self.folder / f"{len(self.processes)}-{arguments[1]}.log"
         environment = {
             **os.environ,
-            "MEDIC_DATA_DIR": str(self.folder / "data"),
+            "MEDIC_DATA_DIR": str(self.data),
             "MEDIC_API_KEY": KEY,
             "MEDIC_PORT": "0",
             "MEDIC_LEASE_SECONDS": "2",
@@ -51,9 +56,10 @@ class Stack:
             "MEDIC_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             **self.settings,
+            **settings,
         }
         with log.open("wb") as out:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
                 [sys.executable, *arguments], env=environment, stdout=out, stderr=out, process_group=0
             )
         self.processes.append(process)
@@ -113,10 +119,15 @@ def stack(folder: Path, inputs: Path, **settings: str) -> Iterator[Stack]:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
-    """Return the first true value of ``condition``; fail when there is none in time."""
+    """Return the first true value of ``condition``.
+
+    Raises:
+        TimeoutError: There was none in time.
+    """
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
+        if time.monotonic() > end:
+            raise TimeoutError("it did not happen in time")
         time.sleep(0.05)
     return value
 

@@ -58,8 +58,8 @@ def _trained(pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         model = find_architecture(ARCHITECTURE, num_classes=3).build().train()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         for _ in range(12):
-            for chosen in torch.randperm(len(labels)).split(32):
+            for chosen in torch.randperm(len(labels)).split(32):  # type: ignore[no-untyped-call]
                 optimizer.zero_grad()
-                F.cross_entropy(model(pixels[chosen].float() / 255), labels[chosen]).backward()
+                F.cross_entropy(model(pixels[chosen].float() / 255), labels[chosen]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     return model.state_dict()
