@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import sys
+from dataclasses import replace
+from functools import partial
 
 import uvicorn
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.deadlines import USUAL_PATIENCE, Patience, PunctualProtocol
 from jobs.artifacts import open_artifacts
 from jobs.errors import InvalidKeyError, JobsError
 from jobs.keys import new_key, record_of
@@ -18,7 +22,7 @@ from jobs.queue import open_queue
 from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 
-MOST_CONNECTIONS = 1000
+DESCRIPTORS_PER_CONNECTION = 4  # a form has several files open
 KEEP_ALIVE_SECONDS = 15
 GRACE_SECONDS = 3
 
@@ -53,13 +57,21 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def main() -> None:
+def _within_descriptors(patience: Patience) -> Patience:
+    """Have as many descriptors as the system lets us, and no more connections than they suffice for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return replace(patience, connections=min(patience.connections, most // DESCRIPTORS_PER_CONNECTION))
+
+
+def main(patience: Patience = USUAL_PATIENCE) -> None:
     """Serve until SIGTERM or SIGINT. Settings that do not hold end it with ``os.EX_CONFIG``: no restart will help."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    patience = _within_descriptors(patience)
     try:
         settings = Settings()
         jobs = open_store(settings)
-        app = create_app(settings, jobs, open_artifacts(settings), open_queue(settings))
+        app = create_app(settings, jobs, open_artifacts(settings), open_queue(settings), patience)
     except (ValidationError, JobsError) as error:
         _say(f"the service does not start: {error}")
         sys.exit(os.EX_CONFIG if isinstance(error, ValidationError | InvalidKeyError) else 1)
@@ -67,14 +79,13 @@ def main() -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http="h11",
+        http=partial(PunctualProtocol, patience=patience),  # type: ignore[arg-type]  # it is called and no more
         ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
