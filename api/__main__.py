@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import sys
+from collections import OrderedDict
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,8 @@ from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 
 DESCRIPTORS_PER_CONNECTION = 4  # a form has several files open
+ACCEPTED_AT_ONCE = 32  # of a crowd; then those who are in have their turn
+MOST_TO_ACCEPT = 2048
 KEEP_ALIVE_SECONDS = 15
 GRACE_SECONDS = 3
 
@@ -37,6 +40,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind, then tell."""
         await super().startup(sockets)
+        for listening in self.servers[0].sockets:
+            with listening.dup() as same:
+                same.listen(MOST_TO_ACCEPT)  # asyncio has one number for both
         port = self.servers[0].sockets[0].getsockname()[1]
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         _say(f"listening on http://{host}:{port}")
@@ -79,13 +85,14 @@ def main(patience: Patience = USUAL_PATIENCE) -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http=partial(PunctualProtocol, patience=patience),  # type: ignore[arg-type]  # it is called and no more
+        http=partial(PunctualProtocol, patience=patience, idle=OrderedDict()),  # type: ignore[arg-type]  # it is called and no more
         ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import h11
 from fastapi import Request
@@ -39,7 +40,7 @@ class Patience:
     head_seconds: float = 10
     stall_seconds: float = 30
     bytes_per_second: int = 64 * 1024
-    connections: int = 1000
+    connections: int = 3000
 
 
 USUAL_PATIENCE = Patience()
@@ -77,7 +78,10 @@ class PunctualBody:
 
 
 class PunctualProtocol(H11Protocol):
-    """HTTP/1.1 as uvicorn speaks it, stricter, and with deadlines for heads, unread bodies and untaken answers."""
+    """HTTP/1.1 as uvicorn speaks it, stricter, and with deadlines for heads, unread bodies and untaken answers.
+
+    ``idle`` is shared by all connections of a server: those without a request, the longest first.
+    """
 
     def __init__(
         self,
@@ -86,30 +90,26 @@ class PunctualProtocol(H11Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        patience: Patience = USUAL_PATIENCE,
+        patience: Patience,
+        idle: OrderedDict[PunctualProtocol, None],
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._patience = patience
+        self._patience, self._idle = patience, idle
         self.conn._receive_buffer = _StrictLines()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(
-            0
-        )  # all that the kernel does not take at once is waited for, to the last byte
+        transport.set_write_buffer_limits(0)  # whatever the kernel does not take at once is waited for
         self._head = _Deadline(transport, self._patience.head_seconds)
         self._taking = _Deadline(transport, self._patience.stall_seconds)
-        self._idle_since = self.loop.time()
         self._head.set()
         self._make_room()
+        self._idle[self] = None
 
     def _make_room(self) -> None:
-        if len(self.connections) <= self._patience.connections:
-            return
-        others = cast("set[PunctualProtocol]", self.connections) - {self}
-        if idle := [other for other in others if other._is_idle()]:
-            longest = min(idle, key=lambda other: other._idle_since)
+        if len(self.connections) > self._patience.connections and self._idle:
+            longest, _ = self._idle.popitem(last=False)
             self.connections.discard(longest)  # at once, since many may come before the loop sees this one go
             longest.transport.abort()
 
@@ -123,13 +123,13 @@ class PunctualProtocol(H11Protocol):
             self._head.set()
         else:
             self._head.lift()
+            self._idle.pop(self, None)
 
     def on_response_complete(self) -> None:
-        """Leave the wait for the next request to uvicorn, unless this one still goes on."""
+        """Leave the wait for the next request to uvicorn."""
         super().on_response_complete()
-        self._idle_since = self.loop.time()
-        if self.conn.their_state is h11.SEND_BODY:
-            self._head.set()
+        if self._is_idle():  # and has not taken up a request that came early
+            self._idle[self] = None
 
     def pause_writing(self) -> None:
         """Expect the client to take what was written."""
@@ -146,6 +146,7 @@ class PunctualProtocol(H11Protocol):
         super().connection_lost(exc)
         self._head.lift()
         self._taking.lift()
+        self._idle.pop(self, None)
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP in the form of every refusal; where the answer has begun, break off."""

@@ -6,19 +6,25 @@ import asyncio
 import json
 import resource
 import selectors
-from collections.abc import Callable, Iterator
+import signal
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
 from api.__main__ import _within_descriptors
-from api.deadlines import USUAL_PATIENCE, Patience, PunctualBody
+from api.deadlines import USUAL_PATIENCE, Patience, PunctualBody, PunctualProtocol
 from tests.api.harness import KEY, problem
 from tests.api.serving import Server, received, running, upload_head, wait_until
 
@@ -27,7 +33,7 @@ SOON = Patience(head_seconds=1.5, stall_seconds=1.5)
 SHOWN = Patience(stall_seconds=8, bytes_per_second=4)
 
 
-class SleeplessSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class SleeplessSelector(selectors.DefaultSelector):
     """Lets time pass instead of waiting."""
 
     now = 0.0
@@ -54,7 +60,7 @@ def is_cut_off(chunks: list[tuple[float, int]]) -> bool:
 
     selector = SleeplessSelector()
     loop = asyncio.SelectorEventLoop(selector)
-    loop.time = lambda: selector.now  # type: ignore[method-assign]
+    loop.time = lambda: selector.now
     try:
         return loop.run_until_complete(read())
     finally:
@@ -210,6 +216,40 @@ def test_nobody_can_ask_for_ever_without_taking_the_answers(server: Server) -> N
         connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
         wait_until(lambda: connections(server) > 0)
         wait_until(lambda: connections(server) == 0, 30)
+
+
+def test_the_rest_of_an_answer_is_not_waited_for_for_ever_however_small_it_is() -> None:
+    async def answer(_scope: object, _receive: object, send: Callable[[Any], Awaitable[None]]) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": bytes(50_000)})
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    protocol: Any = partial(PunctualProtocol, patience=SOON, idle=OrderedDict())
+    server = uvicorn.Server(uvicorn.Config(answer, http=protocol, lifespan="off", log_config=None))
+    serving = threading.Thread(target=server.run, args=([listening],))
+    serving.start()
+    try:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(listening.getsockname())
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            wait_until(lambda: server.server_state.total_requests == 1)
+            wait_until(lambda: not server.server_state.connections, 30)
+            assert len(received(connection)) < 50_000
+    finally:
+        server.should_exit = True
+        serving.join()
+
+
+def test_a_crowd_may_knock_while_the_server_is_busy(server: Server) -> None:
+    with ExitStack() as crowd:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(200):
+                crowd.enter_context(server.connect())
+        finally:
+            server.process.send_signal(signal.SIGCONT)
 
 
 def test_connections_without_a_request_give_way_to_those_with_one(tmp_path: Path) -> None:
