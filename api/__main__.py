@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import sys
+from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
 
 import uvicorn
 from pydantic import ValidationError
 
 from api.app import create_app
+from api.deadlines import USUAL_PATIENCE, Patience, PunctualProtocol
 from jobs.artifacts import open_artifacts
 from jobs.errors import InvalidKeyError, JobsError
 from jobs.keys import new_key, record_of
@@ -18,7 +23,9 @@ from jobs.queue import open_queue
 from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 
-MOST_CONNECTIONS = 1000
+DESCRIPTORS_PER_CONNECTION = 4  # a form has several files open
+ACCEPTED_AT_ONCE = 32  # of a crowd; then those who are in have their turn
+MOST_TO_ACCEPT = 2048
 KEEP_ALIVE_SECONDS = 15
 GRACE_SECONDS = 3
 
@@ -33,6 +40,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind, then tell."""
         await super().startup(sockets)
+        for listening in self.servers[0].sockets:
+            with listening.dup() as same:
+                same.listen(MOST_TO_ACCEPT)  # asyncio has one number for both
         port = self.servers[0].sockets[0].getsockname()[1]
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         _say(f"listening on http://{host}:{port}")
@@ -53,13 +63,21 @@ def _say(line: str) -> None:
     sys.stderr.flush()
 
 
-def main() -> None:
+def _within_descriptors(patience: Patience) -> Patience:
+    """Have as many descriptors as the system lets us, and no more connections than they suffice for."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return replace(patience, connections=min(patience.connections, most // DESCRIPTORS_PER_CONNECTION))
+
+
+def main(patience: Patience = USUAL_PATIENCE) -> None:
     """Serve until SIGTERM or SIGINT. Settings that do not hold end it with ``os.EX_CONFIG``: no restart will help."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    patience = _within_descriptors(patience)
     try:
         settings = Settings()
         jobs = open_store(settings)
-        app = create_app(settings, jobs, open_artifacts(settings), open_queue(settings))
+        app = create_app(settings, jobs, open_artifacts(settings), open_queue(settings), patience)
     except (ValidationError, JobsError) as error:
         _say(f"the service does not start: {error}")
         sys.exit(os.EX_CONFIG if isinstance(error, ValidationError | InvalidKeyError) else 1)
@@ -67,14 +85,14 @@ def main() -> None:
         app,
         host=settings.host,
         port=settings.port,
-        http="h11",
+        http=partial(PunctualProtocol, patience=patience, idle=OrderedDict()),  # type: ignore[arg-type]  # it is called and no more
         ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MOST_CONNECTIONS,
+        backlog=ACCEPTED_AT_ONCE,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )

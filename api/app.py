@@ -7,6 +7,7 @@ from types import MethodType
 from fastapi import APIRouter, Depends, FastAPI
 
 from api import errors, openapi
+from api.deadlines import USUAL_PATIENCE, Patience
 from api.dependencies import Services, caller, known_query
 from api.envelope import Envelope
 from api.rates import Rates
@@ -22,7 +23,9 @@ from jobs.store import JobStore
 _DESCRIPTION = "Repairs image classifiers that may carry a hidden backdoor."
 
 
-def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, queue: Queue) -> FastAPI:
+def create_app(
+    settings: Settings, jobs: JobStore, artifacts: ArtifactStore, queue: Queue, patience: Patience = USUAL_PATIENCE
+) -> FastAPI:
     """Put the service together.
 
     Raises:
@@ -38,7 +41,7 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, que
     )
     key = record_of(settings.api_key.get_secret_value()) if settings.api_key else None
     app.state.services = Services(settings, jobs, artifacts, queue, key, Rates(settings.requests_per_minute))
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, patience=patience)
     errors.install(app)
     app.include_router(health.router)
     app.include_router(_v1())

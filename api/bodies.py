@@ -18,29 +18,38 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.errors import RequestRefusedError, pointer, problems_of
 from jobs.artifacts import NO_ROOM
-from jobs.errors import ArtifactTooLargeError, StorageFullError
+from jobs.errors import ArtifactTooLargeError, StorageFullError, StorageQuotaError
 from jobs.models import JobSpec, Problem
 
 JSON_LIMIT_BYTES = 1024**2
 MOST_PARTS = 16
+AROUND_FILES_BYTES = 2 * JSON_LIMIT_BYTES
+"""What a form may hold beside its files: a spec, and the heads of its parts."""
 
 _UNREPRESENTABLE = re.compile("[\0\ud800-\udfff]")
 
 
-async def bounded(request: Request, limit_bytes: int, advice: str = "") -> AsyncIterator[bytes]:
+async def bounded(
+    request: Request, limit_bytes: int, advice: str = "", *, quota_bytes: int | None = None
+) -> AsyncIterator[bytes]:
     """Yield the body as it comes.
 
     Raises:
         ArtifactTooLargeError: It is longer than ``limit_bytes``; before any of it is read where Content-Length says so.
+        StorageQuotaError: The same for ``quota_bytes``, what the tenant may still store.
     """
-    too_large = ArtifactTooLargeError(f"the body is larger than the limit of {limit_bytes} bytes{advice}")
+
+    def check(length: int) -> None:
+        if length > limit_bytes:
+            raise ArtifactTooLargeError(f"the body is larger than the limit of {limit_bytes} bytes{advice}")
+        if quota_bytes is not None and length > quota_bytes:
+            raise StorageQuotaError(f"the body is more than the {quota_bytes} bytes that you may still store")
+
     received = 0
-    if _announced_length(request) > limit_bytes:
-        raise too_large
+    check(_announced_length(request))
     async for chunk in request.stream():
         received += len(chunk)
-        if received > limit_bytes:
-            raise too_large
+        check(received)
         yield chunk
 
 
@@ -100,18 +109,22 @@ def _unrepresentable(value: object) -> Iterator[Problem]:
 
 
 @asynccontextmanager
-async def multipart(request: Request, limit_bytes: int) -> AsyncIterator[FormData]:
+async def multipart(request: Request, limit_bytes: int, *, quota_bytes: int | None = None) -> AsyncIterator[FormData]:
     """Read a multipart form; its files lie in temporary files until the context ends.
+
+    A form is more than its files: ``quota_bytes`` is passed by as much as the rest of a form may take.
 
     Raises:
         RequestRefusedError: It is none.
         ArtifactTooLargeError: It is longer than ``limit_bytes``.
+        StorageQuotaError: Its files cannot fit into ``quota_bytes``.
         StorageFullError: The disk has no room.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() != b"utf-8":
         raise RequestRefusedError(415, "unsupported_media_type", "send multipart/form-data, with text in UTF-8")
-    body = bounded(request, limit_bytes, "; send larger files with PUT /v1/files")
+    most = None if quota_bytes is None else quota_bytes + AROUND_FILES_BYTES
+    body = bounded(request, limit_bytes, "; send larger files with PUT /v1/files", quota_bytes=most)
     parser = MultiPartParser(request.headers, body, max_files=MOST_PARTS, max_fields=MOST_PARTS)  # type: ignore[arg-type]
     try:
         form = await parser.parse()

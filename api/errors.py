@@ -28,6 +28,9 @@ WAITING_SECONDS: Mapping[str, int] = MappingProxyType(
 )
 """After which a request is sent again that was refused for now, by the code of the refusal."""
 
+_MAY_PASS = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.INSUFFICIENT_STORAGE})
+"""What the same request need not meet again, though nobody can say when."""
+
 MOST_PROBLEMS = 100
 LONGEST_DETAIL = 500
 
@@ -111,7 +114,7 @@ def problem_response(
         code=code,
         request_id=request.state.request_id,
         errors=tuple(problems[:MOST_PROBLEMS]),
-        retryable=retry_after is not None or status == HTTPStatus.INSUFFICIENT_STORAGE,
+        retryable=retry_after is not None or status in _MAY_PASS,
         retry_after=retry_after,
     )
     waiting = {"Retry-After": str(retry_after)} if retry_after else {}

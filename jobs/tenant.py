@@ -123,6 +123,13 @@ class TenantStore:
                 settle(connection, reservation, file.model_dump_json())
             return file
 
+    def bytes_left(self) -> int | None:
+        """Say how large a file may still be; None: of any size. What comes at the same time may take it first."""
+        if self._limits.tenant_bytes is None:
+            return None
+        with reading(self._engine) as connection:
+            return self._limits.tenant_bytes - self._stored_bytes(connection)
+
     def get_file(self, file_id: str) -> File:
         """Read a file's record.
 
@@ -209,12 +216,15 @@ class TenantStore:
     def _check_bytes(self, connection: Connection, size: int) -> None:
         if self._limits.tenant_bytes is None:
             return
-        stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.tenant == self._tenant)
-        left = self._limits.tenant_bytes - int(connection.execute(stored).scalar_one())
+        left = self._limits.tenant_bytes - self._stored_bytes(connection)
         if size > left:
             raise StorageQuotaError(
                 f"{size} bytes are more than the {left} that are left of your {self._limits.tenant_bytes}: delete files"
             )
+
+    def _stored_bytes(self, connection: Connection) -> int:
+        stored = select(func.coalesce(func.sum(files.c.bytes), 0)).where(files.c.tenant == self._tenant)
+        return int(connection.execute(stored).scalar_one())
 
     def _insert(self, connection: Connection, spec: JobSpec, inputs: Mapping[Purpose, File]) -> JobId:
         job_id = JobId(new_id("job"))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from starlette.types import Send
 
 from api.dependencies import Artifacts, Jobs, allowed
 from api.openapi import problems
@@ -98,13 +101,21 @@ def _send(path: Path, artifact: Artifact, wanted: range | None, headers: dict[st
     if wanted is not None:
         headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{artifact.bytes}"
     status = 200 if wanted is None else 206
-    return StreamingResponse(_read(path, positions), status, headers, artifact.media_type)
+    return _Download(_read(path, positions), status, headers, artifact.media_type)
 
 
-def _read(path: Path, positions: range) -> Iterator[bytes]:
-    with path.open("rb") as file:
+class _Download(StreamingResponse):
+    """Closes its file as soon as the client is gone; what iterates over a generator leaves that to the collector."""
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(cast("AsyncGenerator[bytes, None]", self.body_iterator)):
+            await super().stream_response(send)
+
+
+async def _read(path: Path, positions: range) -> AsyncGenerator[bytes, None]:
+    with await run_in_threadpool(path.open, "rb") as file:
         file.seek(positions.start)
         left = len(positions)
-        while left and (chunk := file.read(min(CHUNK_BYTES, left))):
+        while left and (chunk := await run_in_threadpool(file.read, min(CHUNK_BYTES, left))):
             left -= len(chunk)
             yield chunk

@@ -13,7 +13,8 @@ from api.bodies import bounded, multipart, problems_in_form
 from api.dependencies import After, Artifacts, Jobs, Limit, ServiceSettings, allowed
 from api.errors import RequestRefusedError
 from api.idempotency import OnlyOnce
-from api.openapi import FILE_PART, body, form, problems
+from api.openapi import FILE_PART, form, problems
+from api.openapi import body as body_of
 from api.uploads import announced_sha256, chunks_of, displayable, store
 from jobs.artifacts import Blob
 from jobs.idempotency import Reservation
@@ -30,8 +31,8 @@ _PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
     summary="Upload a file: the raw bytes are the body",
     operation_id="upload_file",
     dependencies=[allowed("files:write")],
-    responses=problems(400, 413, 507),
-    openapi_extra=body("application/octet-stream", {}),
+    responses=problems(400, 408, 413, 507),
+    openapi_extra=body_of("application/octet-stream", {}),
 )
 async def upload_file(
     request: Request,
@@ -46,7 +47,9 @@ async def upload_file(
     """Stream the body to disk. ``curl -T model.pth '…/v1/files?purpose=model&filename=model.pth'`` does it."""
     _refuse_what_is_not_whole(request)
     announced = announced_sha256(content_digest or ())
-    blob = await store(bounded(request, settings.upload_limit_bytes), artifacts, sha256=announced)
+    left = await run_in_threadpool(jobs.bytes_left)
+    body = bounded(request, settings.upload_limit_bytes, quota_bytes=left)
+    blob = await store(body, artifacts, sha256=announced)
     file = await run_in_threadpool(
         jobs.add_file, sha256=blob.sha256, size=blob.size, purpose=purpose, filename=displayable(filename)
     )
@@ -68,14 +71,15 @@ def _refuse_what_is_not_whole(request: Request) -> None:
     summary="Upload a small file as a form",
     operation_id="upload_form",
     dependencies=[allowed("files:write")],
-    responses=problems(400, 409, 413, 415, 422, 507),
+    responses=problems(400, 408, 409, 413, 415, 422, 507),
     openapi_extra=form({"file": FILE_PART, "purpose": {"enum": list(_PURPOSES)}}, {}),
 )
 async def upload_form(
     request: Request, response: Response, jobs: Jobs, artifacts: Artifacts, settings: ServiceSettings, once: OnlyOnce
 ) -> File:
     """Larger files go through PUT."""
-    async with multipart(request, settings.multipart_limit_bytes) as parts:
+    left = await run_in_threadpool(jobs.bytes_left)
+    async with multipart(request, settings.multipart_limit_bytes, quota_bytes=left) as parts:
         found = list(problems_in_form(parts, {"file": UploadFile, "purpose": str}, {}))
         file, purpose = parts.get("file"), parts.get("purpose")
         if isinstance(purpose, str) and purpose not in _PURPOSES:

@@ -29,7 +29,7 @@ POLL_SECONDS = "1"
     summary="Start a sanitization job",
     operation_id="create_job",
     dependencies=[allowed("jobs:write")],
-    responses=problems(400, 409, 413, 422, 503),
+    responses=problems(400, 408, 409, 413, 422, 503),
     openapi_extra=SPEC_BODY,
 )
 async def create_job(

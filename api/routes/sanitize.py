@@ -39,7 +39,7 @@ _OPTIONAL: Mapping[str, type | UnionType] = MappingProxyType({"test": UploadFile
     summary="Upload files and start a job on them",
     operation_id="sanitize",
     dependencies=[allowed("files:write", "jobs:write")],
-    responses=problems(400, 409, 413, 415, 422, 503, 507),
+    responses=problems(400, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=form(
         {"model": FILE_PART, "clean": FILE_PART, "spec": SPEC_PART}, {"test": FILE_PART, "triggered": FILE_PART}
     ),
@@ -54,7 +54,8 @@ async def sanitize(
     once: OnlyOnce,
 ) -> Job:
     """``spec`` is a job's spec as JSON text without file ids; ``target_class`` stands under ``triggered_data``."""
-    async with multipart(request, settings.multipart_limit_bytes) as parts:
+    left = await run_in_threadpool(jobs.bytes_left)
+    async with multipart(request, settings.multipart_limit_bytes, quota_bytes=left) as parts:
         spec = await run_in_threadpool(_checked_spec, parts, await _spec_text(parts))
         kept = {purpose: await keep(part, artifacts) for purpose, part in _files(parts)}
 

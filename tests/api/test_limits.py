@@ -13,6 +13,7 @@ from jobs.artifacts import FolderStore
 from jobs.keys import new_key, record_of
 from jobs.settings import Settings
 from jobs.store import JobStore, open_store
+from jobs.tenant import TenantStore
 from tests.api.harness import FakeQueue, client_of, problem, upload
 
 Opener = Callable[..., httpx.Client]
@@ -60,6 +61,28 @@ def test_a_tenant_that_has_too_much_may_store_again_once_it_deletes(client_under
     client.delete(f"/v1/files/{first['id']}")
     upload(client, "clean", b"123")
     upload(client_under("fish", tenant_bytes_limit=10), "clean", b"1234567890")
+
+
+def test_what_just_fits_is_taken_however_it_comes(client_under: Opener) -> None:
+    client = client_under("birds", tenant_bytes_limit=10)
+    for post in (
+        lambda: client.put("/v1/files", params={"purpose": "clean"}, content=bytes(10)),
+        lambda: client.put("/v1/files", params={"purpose": "clean"}, content=iter([bytes(4), bytes(6)])),
+        lambda: client.post("/v1/files", data={"purpose": "clean"}, files={"file": ("f", bytes(10))}),
+    ):
+        answer = post()
+        assert answer.status_code == 201
+        client.delete(f"/v1/files/{answer.json()['id']}")
+
+
+def test_what_was_stored_meanwhile_counts(
+    client_under: Opener, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_under("birds", tenant_bytes_limit=10)
+    upload(client, "clean", bytes(6))
+    monkeypatch.setattr(TenantStore, "bytes_left", lambda _: 10)  # as before that upload
+    problem(client.put("/v1/files", params={"purpose": "clean"}, content=bytes(6)), 429, "storage_quota_exceeded")
+    assert len(store.of("birds").list_files().files) == 1
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back_and_others_are_served(client_under: Opener) -> None:

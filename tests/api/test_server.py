@@ -6,14 +6,11 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,44 +19,9 @@ import pytest
 
 from jobs.keys import new_key
 from tests.api.harness import problem
+from tests.api.serving import ROOT, Server, exchange, running, upload_head, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 MEBIBYTE = 1024**2
-
-
-@dataclass
-class Server:
-    """A running API; ``lines`` is what it has said on stderr up to where it listens, and the line about its key."""
-
-    process: subprocess.Popen[str]
-    lines: list[str]
-    url: str
-    data_dir: Path
-
-    def client(self, key: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=30)
-
-    def connect(self) -> socket.socket:
-        host, port = self.url.removeprefix("http://").split(":")
-        return socket.create_connection((host, int(port)), timeout=10)
-
-
-@contextmanager
-def running(data_dir: Path, **settings: str) -> Iterator[Server]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
-    environment |= {"MEDIC_DATA_DIR": str(data_dir), "MEDIC_PORT": "0", **settings}
-    command = [sys.executable, "-m", "api"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            lines = [process.stderr.readline().strip()]
-            listening = re.fullmatch(r"listening on (http://127\.0\.0\.1:[1-9][0-9]*)", lines[0])
-            assert listening is not None, lines[0] + process.stderr.read()
-            if "MEDIC_API_KEY" not in settings:
-                lines.append(process.stderr.readline().strip())
-            yield Server(process, lines, listening[1], data_dir)
-        finally:
-            process.kill()
 
 
 @pytest.fixture
@@ -134,34 +96,6 @@ def test_an_upload_that_breaks_off_leaves_nothing(server: Server, key: str) -> N
     wait_until(lambda: not any(temporary.iterdir()))
     with server.client(key) as client:
         assert client.get("/v1/files").json()["files"] == []
-
-
-def upload_head(key: str, length: int) -> bytes:
-    lines = [
-        "PUT /v1/files?purpose=model HTTP/1.1",
-        "Host: x",
-        f"Authorization: Bearer {key}",
-        f"Content-Length: {length}",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def exchange(server: Server, request: str) -> tuple[int, dict[str, str], str]:
-    """Send bytes as they are and read until the server closes: status, headers and body."""
-    with server.connect() as connection:
-        connection.sendall(request.encode("latin-1"))
-        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-    head, _, body = answer.partition("\r\n\r\n")
-    status, *fields = head.split("\r\n")
-    headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
-    return int(status.split()[1]), headers, body
 
 
 def test_two_lengths_are_refused_and_the_connection_closed(server: Server, key: str) -> None:
