@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Query, Request, Security, params
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -36,8 +37,7 @@ class Services:
     rates: Rates
 
 
-# What asks nobody is async: FastAPI hands each plain function to a thread of its own, which takes longer than the
-# function. Only ``caller`` reads from the database.
+# Dependencies are async: FastAPI hands each plain function to a thread, which takes longer than what these do.
 
 _bearer = HTTPBearer(bearerFormat="mdk_<id>_<secret>", scheme_name="ApiKey", auto_error=False)
 
@@ -73,7 +73,7 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 After = Annotated[str | None, Query(description="The previous page's ``next``.")]
 
 
-def caller(
+async def caller(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> KeyRecord:
     """Let only the holder of a valid API key in, and say whose it is.
@@ -82,16 +82,16 @@ def caller(
         RequestRefusedError: 401; or 429, it asks too often.
     """
     services = _services(request)
-    if credentials is not None and (record := _record(services, credentials.credentials)):
+    if credentials is not None and (record := await _record(services, credentials.credentials)):
         services.rates.count(record.id)
         return record
     headers = {"WWW-Authenticate": 'Bearer realm="medic"'}
     raise RequestRefusedError(401, "unauthorized", "send Authorization: Bearer mdk_<id>_<secret>", headers=headers)
 
 
-def _record(services: Services, key: str) -> KeyRecord | None:
+async def _record(services: Services, key: str) -> KeyRecord | None:
     try:
-        record = services.key or services.jobs.find_key(record_of(key).id)
+        record = services.key or await run_in_threadpool(services.jobs.find_key, record_of(key).id)
     except InvalidKeyError:
         return None
     return record if record is not None and verify(key, record) else None
