@@ -6,6 +6,7 @@
 # bench-speed a step beside its slow transcription and its floor; bench-upload: memory under a 2 GB upload
 # bench-faults   hundreds of faults on real jobs: processes, broker, database, disk, clock; root, for the small disk
 # bench-hostile  thousands of files that mean harm, through intake, and one of each kind through the service
+# bench-load  many who poll, upload, post, list and connect; PARTS="--only posting --scale 0.1" chooses
 # bench-tables  the paper's tables and figures, by our code and its rivals: hours; what is measured is kept
 # bench-architectures  a step of cloning with each, for the index; again when torch changes, with 10 GB of memory
 #
@@ -17,7 +18,8 @@ PYTHON ?= $(shell for name in python3.11 python3; do $$name $(IS_3_11) && echo $
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo serve test lint bench bench-real bench-default bench-speed bench-upload bench-faults bench-hostile bench-tables bench-architectures
+.PHONY: demo serve test lint bench bench-real bench-default bench-speed bench-upload bench-faults bench-hostile bench-load bench-tables \
+	bench-architectures
 
 demo: $(INSTALLED)
 	$(BIN)/medic demo --out demo-out
@@ -55,6 +57,9 @@ bench-faults: $(INSTALLED)
 
 bench-hostile: $(INSTALLED)
 	$(BIN)/python -m benchmarks.hostile
+
+bench-load: $(INSTALLED)
+	$(BIN)/python -m benchmarks.load $(PARTS)
 
 bench-tables: $(INSTALLED)
 	$(BIN)/python -m benchmarks.tables $(TABLES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Query, Request, Security, params
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -36,29 +37,30 @@ class Services:
     rates: Rates
 
 
+# Dependencies are async: FastAPI hands each plain function to a thread, which takes longer than what these do.
+
+_bearer = HTTPBearer(bearerFormat="mdk_<id>_<secret>", scheme_name="ApiKey", auto_error=False)
+
+
 def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-_Services = Annotated[Services, Depends(_services)]
-_bearer = HTTPBearer(bearerFormat="mdk_<id>_<secret>", scheme_name="ApiKey", auto_error=False)
+async def _settings(request: Request) -> Settings:
+    return _services(request).settings
 
 
-def _settings(services: _Services) -> Settings:
-    return services.settings
+async def _artifacts(request: Request) -> ArtifactStore:
+    return _services(request).artifacts
 
 
-def _artifacts(services: _Services) -> ArtifactStore:
-    return services.artifacts
+async def _queue(request: Request) -> Queue:
+    return _services(request).queue
 
 
-def _queue(services: _Services) -> Queue:
-    return services.queue
-
-
-def _store(services: _Services) -> JobStore:
-    return services.jobs
+async def _store(request: Request) -> JobStore:
+    return _services(request).jobs
 
 
 ServiceSettings = Annotated[Settings, Depends(_settings)]
@@ -71,24 +73,25 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 After = Annotated[str | None, Query(description="The previous page's ``next``.")]
 
 
-def caller(
-    services: _Services, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+async def caller(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> KeyRecord:
     """Let only the holder of a valid API key in, and say whose it is.
 
     Raises:
         RequestRefusedError: 401; or 429, it asks too often.
     """
-    if credentials is not None and (record := _record(services, credentials.credentials)):
+    services = _services(request)
+    if credentials is not None and (record := await _record(services, credentials.credentials)):
         services.rates.count(record.id)
         return record
     headers = {"WWW-Authenticate": 'Bearer realm="medic"'}
     raise RequestRefusedError(401, "unauthorized", "send Authorization: Bearer mdk_<id>_<secret>", headers=headers)
 
 
-def _record(services: Services, key: str) -> KeyRecord | None:
+async def _record(services: Services, key: str) -> KeyRecord | None:
     try:
-        record = services.key or services.jobs.find_key(record_of(key).id)
+        record = services.key or await run_in_threadpool(services.jobs.find_key, record_of(key).id)
     except InvalidKeyError:
         return None
     return record if record is not None and verify(key, record) else None
@@ -100,7 +103,7 @@ Caller = Annotated[KeyRecord, Depends(caller)]
 def allowed(*scopes: Scope) -> params.Depends:
     """Ask of a route's caller that the key has all of ``scopes``."""
 
-    def check(known: Caller) -> None:
+    async def check(known: Caller) -> None:
         if missing := [scope for scope in scopes if not known.allows(scope)]:
             named = " ".join(scopes)
             headers = {"WWW-Authenticate": f'Bearer realm="medic", error="insufficient_scope", scope="{named}"'}
@@ -110,15 +113,15 @@ def allowed(*scopes: Scope) -> params.Depends:
     return params.Depends(check)
 
 
-def _jobs(services: _Services, known: Caller) -> TenantStore:
-    return services.jobs.of(known.tenant)
+async def _jobs(request: Request, known: Caller) -> TenantStore:
+    return _services(request).jobs.of(known.tenant)
 
 
 Jobs = Annotated[TenantStore, Depends(_jobs)]
 """Files and jobs of the caller's tenant: to a route there are no others."""
 
 
-def known_query(request: Request) -> None:
+async def known_query(request: Request) -> None:
     """Refuse a query parameter that the route does not know, or that is there twice.
 
     Raises:
@@ -143,7 +146,7 @@ def known_query(request: Request) -> None:
 _METADATA = re.compile(r"metadata\[([A-Za-z0-9_.-]{1,64})\]")
 
 
-def _metadata_filter(request: Request) -> dict[str, str]:
+async def _metadata_filter(request: Request) -> dict[str, str]:
     named = ((_METADATA.fullmatch(name), value) for name, value in request.query_params.items())
     return {name[1]: value for name, value in named if name is not None}
 

@@ -64,7 +64,7 @@ class Once:
             raise
 
 
-def _once(jobs: Jobs, response: Response, key: _Key = None) -> Once:
+async def _once(jobs: Jobs, response: Response, key: _Key = None) -> Once:
     return Once(jobs, key, response)
 
 

@@ -36,7 +36,7 @@ _JSON = JSON(none_as_null=True)
 DEFAULT_TENANT = "default"
 """Whose everything is where nobody told tenants apart."""
 
-VERSION = "0003"
+VERSION = "0004"
 """Of the tables below: the last of ``jobs/migrations/versions``."""
 
 metadata = MetaData()
@@ -82,6 +82,7 @@ jobs = Table(
     Column("summary", _JSON),
     Index("jobs_by_status", "status", "id"),
     Index("jobs_of_tenant", "tenant", "id"),
+    Index("jobs_of_tenant_by_status", "tenant", "status", "id"),
 )
 
 job_inputs = Table(

@@ -251,6 +251,7 @@ def test_every_target_that_is_spoken_of_exists() -> None:
         "bench-speed",
         "bench-upload",
         "bench-hostile",
+        "bench-load",
         "bench-architectures",
     ],
 )

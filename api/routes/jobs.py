@@ -60,9 +60,8 @@ def accepted(job: Job, request: Request, response: Response) -> Job:
 
 def with_links(job: Job, request: Request) -> Job:
     """Say where to go from here. Paths, since what a client calls this host is no business of the record."""
-    routes = {"self": "get_job", "cancel": "cancel_job", "artifacts": "list_artifacts"}
-    links = {name: str(request.app.url_path_for(route, job_id=job.id)) for name, route in routes.items()}
-    return job.model_copy(update={"links": links})
+    own = str(request.app.url_path_for("get_job", job_id=job.id))
+    return job.model_copy(update={"links": {"self": own, "cancel": f"{own}/cancel", "artifacts": f"{own}/artifacts"}})
 
 
 @router.get(

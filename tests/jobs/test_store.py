@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
+from pathlib import Path
 from threading import Barrier
 
 import pytest
 from pydantic import ValidationError
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 
 from jobs.claims import (
     Cancelled,
@@ -24,7 +25,7 @@ from jobs.claims import (
     Released,
     SweepResult,
 )
-from jobs.database import Now, reading, writing
+from jobs.database import Now, open_engine, reading, writing
 from jobs.errors import (
     FileInUseError,
     IdempotencyKeyReusedError,
@@ -40,6 +41,7 @@ from jobs.errors import (
 from jobs.idempotency import Reservation
 from jobs.keys import KeyRecord
 from jobs.models import FileId, Job, JobSpec, Progress
+from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.tables import idempotency_keys, jobs
 from jobs.tenant import Limits, new_id
@@ -217,6 +219,18 @@ def test_jobs_are_listed_by_all_that_is_asked_for(store: JobStore) -> None:
     assert ids(metadata={"team": "x", "git.sha": 'q"}'}) == [by_model.id]
     assert ids(metadata={"team": "y"}) == []
     assert ids(metadata={"te\0am": "x"}) == []
+
+
+def test_jobs_of_one_status_are_found_without_a_look_at_the_others(tmp_path: Path) -> None:
+    engine = open_engine(Settings(data_dir=tmp_path))
+    asked: list[tuple[str, tuple[object, ...]]] = []
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
+    JobStore(engine).of("anyone").list_jobs(status="failed", after="job_f")
+    statement, parameters = asked[-1]
+    with reading(engine) as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+    engine.dispose()
+    assert any("(tenant=? AND status=? AND id<?)" in step.detail for step in plan)
 
 
 def test_jobs_are_listed_page_by_page_newest_first(store: JobStore) -> None:
