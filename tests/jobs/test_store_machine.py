@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -91,6 +92,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(target=known, waits=st.booleans())
     def create_the_first(self, waits: bool) -> JobId:
+        return self._create(waits)
+
+    @initialize(target=known, waits=st.booleans())
+    def create_the_second(self, waits: bool) -> JobId:
         return self._create(waits)
 
     @precondition(lambda self: len(self.models) < MOST_JOBS)
@@ -211,24 +216,32 @@ class StoreMachine(RuleBasedStateMachine):
                 if model.crashes == MAX_CRASHES:
                     model.ended("failed", "child_killed")
 
-    @rule(job_id=known, outcome=st.sampled_from([*OUTCOMES, Crashed(CRASH)]), is_announced=st.booleans())
-    def take_and_finish(self, job_id: JobId, outcome: Outcome, is_announced: bool = False) -> None:
-        if is_announced:
-            self.announce(job_id)
+    @rule(target=claims, job_id=known, outcome=st.sampled_from([*OUTCOMES, Crashed(CRASH)]))
+    def run_twice(self, job_id: JobId, outcome: Outcome) -> MultipleResults[Claim]:
+        """As two messages do it; the second comes for nothing unless the first let go of the job."""
+        return multiple(*self._run(job_id, outcome), *self._run(job_id, outcome))
+
+    def _run(self, job_id: JobId, outcome: Outcome) -> Iterator[Claim]:
+        self.announce(job_id)
         claim = self.claim(job_id)
         if isinstance(claim, Claim):
             self.finish(claim, outcome)
+            yield claim
 
-    @rule(job_id=known, times=st.integers(1, MAX_LOST + 1))
-    def take_and_go_silent(self, job_id: JobId, times: int) -> None:
+    @rule(target=claims, job_id=known, times=st.integers(1, MAX_LOST + 1))
+    def take_and_go_silent(self, job_id: JobId, times: int) -> MultipleResults[Claim]:
+        taken = []
         for _ in range(times):
-            if isinstance(self.claim(job_id), Claim):
-                self.expire(job_id, 0)
+            taken.append(self.claim(job_id))
+            self.expire(job_id, 0)
+        return multiple(*(claim for claim in taken if isinstance(claim, Claim)))
 
-    @rule(job_id=known)
-    def take_and_cancel(self, job_id: JobId) -> None:
-        if isinstance(self.claim(job_id), Claim):
+    @rule(target=claims, job_id=known)
+    def take_and_cancel(self, job_id: JobId) -> Claim | MultipleResults[Claim]:
+        claim = self.claim(job_id)
+        if isinstance(claim, Claim):
             self.cancel(job_id)
+        return claim
 
     # --- time, sweepers, restarts ---
 
@@ -316,8 +329,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.sweep()
         self.let_time_pass()
         for job_id in self.store.unannounced(older_than_seconds=LATELY_SECONDS):
-            self.take_and_finish(job_id, SUCCESS)
-        assert {job.status for job in mine(self.store).list_jobs().jobs} <= TERMINAL
+            self.run_twice(job_id, SUCCESS)
+        self.the_records_are_those_of_the_model()
+        assert {model.status for model in self.models.values()} <= TERMINAL
 
 
 @patient
