@@ -117,8 +117,12 @@ def redis_server(port: int | None = None) -> Iterator[RunningRedis]:
 
 
 @contextmanager
-def postgresql_server() -> Iterator[RunningPostgresql]:
-    """Start PostgreSQL with an empty cluster; its ``url`` is that of the maintenance database, as a superuser."""
+def postgresql_server(*, durable: bool = False) -> Iterator[RunningPostgresql]:
+    """Start PostgreSQL with an empty cluster; its ``url`` is that of the maintenance database, as a superuser.
+
+    Args:
+        durable: Whether commits wait for the disk, as they do where it matters.
+    """
     initdb, postgres, port = program("initdb"), program("postgres"), free_port()
     with tempfile.TemporaryDirectory(prefix="medic-postgresql-") as name:
         folder = Path(name)
@@ -126,7 +130,8 @@ def postgresql_server() -> Iterator[RunningPostgresql]:
         data = str(folder / "data")
         make = [str(initdb), "-D", data, "-U", "medic", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=folder, user=user)  # noqa: S603 - likewise
-        settings = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"unix_socket_directories={folder}"]
+        settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+        settings += [] if durable else ["-c", "fsync=off"]
         url = f"postgresql://medic@127.0.0.1:{port}/postgres"
 
         def answers() -> bool:

@@ -11,8 +11,8 @@ import httpx
 from sqlalchemy import insert, make_url
 
 from benchmarks.load.figures import Measured, Target, p99, spread
-from benchmarks.load.servers import postgresql_server
 from benchmarks.load.service import Service, running
+from benchmarks.servers import postgresql_server
 from jobs.database import engine_of, writing
 from jobs.models import Comparison, DataSpec, FileId, JobSpec, ModelSpec, Status, Summary
 from jobs.tables import DEFAULT_TENANT, job_inputs, jobs
@@ -40,8 +40,11 @@ def measure(folder: Path, scale: float) -> Measured:
     with running(folder / "sqlite") as service:
         url = f"sqlite:///{folder}/sqlite/data/medic.sqlite3"
         figures["sqlite"] = _measured(service, url, scale, "SQLite", targets)
-    with postgresql_server() as url, running(folder / "pg", settings={"MEDIC_DATABASE_URL": url}) as service:
-        figures["postgresql"] = _measured(service, url, scale, "PostgreSQL", targets)
+    with (
+        postgresql_server(durable=True) as database,
+        running(folder / "pg", settings={"MEDIC_DATABASE_URL": database.url}) as service,
+    ):
+        figures["postgresql"] = _measured(service, database.url, scale, "PostgreSQL", targets)
     return Measured(targets, figures)
 
 

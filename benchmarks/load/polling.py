@@ -8,8 +8,9 @@ from pathlib import Path
 
 from benchmarks.hostile.honest import REMOVAL, make_honest, spec_of
 from benchmarks.load.figures import Measured, Target, p99
-from benchmarks.load.service import Service, running, wait_for
+from benchmarks.load.service import Service, running
 from benchmarks.load.traffic import Answers, poll
+from benchmarks.stack import wait_for
 from jobs.models import JobId, JobSpec, Purpose
 from medic_client.client import MedicClient
 from medic_client.supervise import POLLING_WORKER

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load.figures import Measured, Target, spread
-from benchmarks.load.servers import postgresql_server, redis_server
-from benchmarks.load.service import STAND_IN_CELERY, STAND_IN_POLLING, Service, running, small_spec, wait_for
+from benchmarks.load.service import STAND_IN_CELERY, STAND_IN_POLLING, Service, running, small_spec
+from benchmarks.servers import postgresql_server, redis_server
+from benchmarks.stack import wait_for
 from jobs.models import JobId, JobSpec
 from medic_client.client import MedicClient
 
@@ -46,8 +47,8 @@ def measure(folder: Path, scale: float) -> Measured:
 
 @contextmanager
 def _servers() -> Iterator[Mapping[str, str]]:
-    with postgresql_server() as database, redis_server() as broker:
-        yield {"MEDIC_DATABASE_URL": database, "MEDIC_BROKER_URL": broker}
+    with postgresql_server(durable=True) as database, redis_server() as broker:
+        yield {"MEDIC_DATABASE_URL": database.url, "MEDIC_BROKER_URL": broker.url}
 
 
 def _pressed(service: Service, folder: Path, count: int, name: str, targets: list[Target]) -> dict[str, Any]:

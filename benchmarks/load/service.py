@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 from types import MappingProxyType
-from typing import TypeVar
 
 import psutil
 
+from benchmarks.stack import wait_for
 from jobs.models import DataSpec, JobSpec, ModelSpec
 from medic_client.client import MedicClient
 from medic_client.supervise import API, CELERY_WORKER, POLLING_WORKER, end, start
@@ -26,8 +25,6 @@ STAND_IN = ("-m", "benchmarks.load.stand_in")
 STAND_IN_POLLING = (*STAND_IN, *POLLING_WORKER[1:])
 STAND_IN_CELERY = (*STAND_IN, *CELERY_WORKER[1:])
 """Workers whose children do no work; all else is the real thing."""
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -93,21 +90,8 @@ def said(process: psutil.Process, log: Path, pattern: str) -> re.Match[str]:
             raise RuntimeError(f"a process does not start:\n{log.read_text()}")
         return re.search(pattern, log.read_text())
 
-    return wait_for(look, START_SECONDS)
-
-
-def wait_for(condition: Callable[[], Value | None], seconds: float) -> Value:
-    """Return the first true value of ``condition``.
-
-    Raises:
-        TimeoutError: There was none in time.
-    """
-    last_moment = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > last_moment:
-            raise TimeoutError(f"it did not happen within {seconds} s")
-        time.sleep(0.05)
-    return value
+    found: re.Match[str] = wait_for(look, START_SECONDS)
+    return found
 
 
 def small_spec(client: MedicClient, folder: Path) -> JobSpec:

@@ -13,7 +13,8 @@ from benchmarks.load.__main__ import PARTS, keep, main, table
 from benchmarks.load.figures import Measured, Target, p99, spread
 from benchmarks.load.memory import growth
 from benchmarks.load.posting import ENDED
-from benchmarks.load.service import STAND_IN_POLLING, running, said, small_spec, started, wait_for
+from benchmarks.load.service import STAND_IN_POLLING, running, said, small_spec, started
+from benchmarks.stack import wait_for
 
 ROUTES = {"nothing", "nothing_for_callers", "job"}
 
