@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.bodies import posted_spec
 from api.errors import RequestRefusedError
 from api.rates import Rates
+from jobs import logs
 from jobs.artifacts import ArtifactStore
 from jobs.errors import InvalidKeyError
 from jobs.keys import KeyRecord, Scope, record_of, verify
@@ -80,6 +81,7 @@ def caller(
         RequestRefusedError: 401; or 429, it asks too often.
     """
     if credentials is not None and (record := _record(services, credentials.credentials)):
+        logs.note(tenant=record.tenant)
         services.rates.count(record.id)
         return record
     headers = {"WWW-Authenticate": 'Bearer realm="medic"'}

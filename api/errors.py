@@ -132,7 +132,7 @@ def _jobs_error(request: Request, error: errors.JobsError) -> Response:
     if status == HTTPStatus.NOT_FOUND and error.problems:
         status = HTTPStatus.UNPROCESSABLE_ENTITY  # something that the spec names is unknown, not the address
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request %s: %s: %s", request.state.request_id, error.code, error)
+        log.error("%s: %s", error.code, error)
     return problem_response(request, status, error.code, str(error), error.problems)
 
 

@@ -35,6 +35,7 @@ def to_claim(row: Row[Any], inputs: Mapping[Purpose, File]) -> Claim:
     has_checkpoint = row.checkpoint_sha256 is not None
     return Claim(
         job_id=JobId(row.id),
+        tenant=row.tenant,
         token=row.token,
         spec=JobSpec.model_validate(row.spec),
         inputs=inputs,

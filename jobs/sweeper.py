@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from jobs import logs
 from jobs.artifacts import ArtifactStore
 from jobs.claims import SweepResult
 from jobs.errors import JobsError, QueueUnavailableError
@@ -54,6 +55,7 @@ def _announce(jobs: JobStore, queue: Queue, *, older_than_seconds: float) -> Non
         try:
             queue.announce(job_id)
         except QueueUnavailableError as error:
-            log.warning("job %s not announced: %s", job_id, error)
+            with logs.about(job_id=job_id):
+                log.warning("job not announced: %s", error)
             return  # the next sweep tries again
         jobs.announced(job_id)

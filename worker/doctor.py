@@ -22,7 +22,7 @@ from jobs.database import SAFE_WAL, database_url, engine_of
 from jobs.errors import JobsError
 from jobs.models import Check, CheckState, Diagnosis, LayerState
 from jobs.queue import CeleryQueue
-from jobs.settings import Settings
+from jobs.settings import Settings, faults
 from jobs.store import JobStore
 from worker.sandbox.probe import SelfTestFailedError, probe
 
@@ -36,8 +36,7 @@ def examine() -> Iterator[Check]:
     try:
         settings = Settings()
     except ValidationError as error:
-        said = (f"MEDIC_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
-        yield Check(name="settings", state="broken", detail="; ".join(said))
+        yield Check(name="settings", state="broken", detail=faults(error))
         return
     yield Check(name="settings", state="ok", detail="they hold")
     yield _data_folder(settings)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,10 +31,10 @@ MEBIBYTE = 1024**2
 
 @dataclass
 class Server:
-    """A running API; ``lines`` is what it has said on stderr up to where it listens, and the line about its key."""
+    """A running API and its log."""
 
-    process: subprocess.Popen[str]
-    lines: list[str]
+    process: subprocess.Popen[bytes]
+    log: Path
     url: str
     data_dir: Path
 
@@ -49,15 +51,16 @@ def running(data_dir: Path, **settings: str) -> Iterator[Server]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
     environment |= {"MEDIC_DATA_DIR": str(data_dir), "MEDIC_PORT": "0", **settings}
     command = [sys.executable, "-m", "api"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.NamedTemporaryFile(prefix="medic-log-") as log,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log) as process,
+    ):
         try:
-            assert process.stderr is not None
-            lines = [process.stderr.readline().strip()]
-            listening = re.fullmatch(r"listening on (http://127\.0\.0\.1:[1-9][0-9]*)", lines[0])
-            assert listening is not None, lines[0] + process.stderr.read()
-            if "MEDIC_API_KEY" not in settings:
-                lines.append(process.stderr.readline().strip())
-            yield Server(process, lines, listening[1], data_dir)
+            said = Path(log.name)
+            wait_until(lambda: "listening on" in said.read_text() or process.poll() is not None, 30)
+            listening = re.search(r"listening on (http://127\.0\.0\.1:[1-9][0-9]*)", said.read_text())
+            assert listening is not None, said.read_text()
+            yield Server(process, said, listening[1], data_dir)
         finally:
             process.kill()
 
@@ -75,13 +78,14 @@ def server(tmp_path: Path, key: str) -> Iterator[Server]:
 
 def test_the_first_start_shows_a_key_and_later_ones_do_not(tmp_path: Path) -> None:
     with running(tmp_path) as first:
-        shown = re.search(r"mdk_\S+", first.lines[1])
+        wait_until(lambda: "shown only this once: mdk_" in first.log.read_text())
+        shown = re.search(r"mdk_\S+", first.log.read_text())
         assert shown is not None
         with first.client(shown[0]) as client:
             assert client.get("/v1/limits").status_code == 200
     with running(tmp_path) as second:
-        assert "mdk_" not in second.lines[1]
-        assert "medic keys create" in second.lines[1]
+        wait_until(lambda: "medic keys create" in second.log.read_text())
+        assert "mdk_" not in second.log.read_text()
         with second.client(shown[0]) as client:
             assert client.get("/v1/limits").status_code == 200
     assert not any(shown[0].encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -94,6 +98,25 @@ def test_a_malformed_setting_stops_the_start(tmp_path: Path, setting: dict[str, 
     assert ended.returncode == os.EX_CONFIG
     assert "does not start" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_every_line_of_a_log_for_machines_is_an_object_whatever_is_asked_for(tmp_path: Path, key: str) -> None:
+    with running(tmp_path, MEDIC_API_KEY=key, MEDIC_LOG_FORMAT="json") as server, server.client(key) as client:
+        client.get("/v1/x%0A%7B%22level%22:%20%22INFO%22%7D%1B%5B2J%0D%0A", headers={"X-Request-Id": "mine"})
+        exchange(server, "GET / HTTP/9\r\n\r\n")
+        wait_until(lambda: "mine" in server.log.read_text())
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    (asked,) = [line for line in lines if line.get("request_id") == "mine"]
+    assert {"level", "logger", "message"} <= asked.keys()
+    assert (asked["method"], asked["status"], 0 <= asked["seconds"] < 60) == ("GET", 404, True)
+    assert asked["path"] == '/v1/x\n{"level": "INFO"}\x1b[2J\r\n'
+
+
+def test_a_log_for_machines_holds_no_key(tmp_path: Path) -> None:
+    with running(tmp_path, MEDIC_LOG_FORMAT="json") as server:
+        wait_until(lambda: "medic keys create" in server.log.read_text())
+        assert "mdk_" not in server.log.read_text()
+        assert '"logger": "api"' in server.log.read_text()
 
 
 def test_an_upload_stays_in_bounded_memory_and_leaves_the_service_free(server: Server, key: str) -> None:
