@@ -35,6 +35,7 @@ STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
     {
         errors.JobsError: 500,
         errors.UnknownJobError: 404,
+        errors.JobExpiredError: 410,
         errors.UnknownFileError: 404,
         errors.WrongPurposeError: 422,
         errors.FileInUseError: 409,
@@ -42,6 +43,7 @@ STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
         errors.JobFinishedError: 409,
         errors.UnknownArtifactError: 404,
         errors.BlobMissingError: 410,
+        errors.BackupError: 500,
         errors.ArtifactTooLargeError: 413,
         errors.StorageFullError: 507,
         errors.DigestMismatchError: 400,

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     blob_grace_seconds: float = Field(
         default=3600.0, gt=0, description="Bytes that no record names are removed when older."
     )
+    retention_days: float | None = Field(
+        default=None, gt=0, description="Results of jobs, and files that none of these jobs names; None: kept for ever."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the trainer; None: all cores.")
     sandbox: SandboxMode = Field(
         default="auto",

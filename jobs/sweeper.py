@@ -42,10 +42,12 @@ def sweep_forever(
 
 
 def sweep_jobs(jobs: JobStore, queue: Queue | None, *, announce_again_seconds: float) -> None:
-    """End the jobs that no worker will, and announce again those that wait."""
+    """End the jobs that no worker will, remove what is kept no longer, and announce again jobs that wait."""
     swept = jobs.sweep()
     if swept != SweepResult():
         log.info("swept: %s", swept)
+    if any(expired := jobs.expire()):
+        log.info("kept no longer: %d jobs, %d files", *expired)
     if queue is not None:
         _announce(jobs, queue, older_than_seconds=announce_again_seconds)
 

@@ -28,8 +28,10 @@ from sqlalchemy import (
 from jobs.database import Now, reading, writing
 from jobs.errors import (
     FileInUseError,
+    JobExpiredError,
     JobFinishedError,
     JobNotFinishedError,
+    JobsError,
     QueueFullError,
     StorageQuotaError,
     TenantQueueFullError,
@@ -72,17 +74,19 @@ _ALL: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be stored. On PostgreSQL simultaneous requests may pass a limit together.
+    """What may be stored, and how long. On PostgreSQL simultaneous requests may pass a limit together.
 
     Attributes:
         waiting: Jobs that wait, of all tenants.
         tenant_waiting: Jobs of one tenant that wait; None: any number.
         tenant_bytes: Of all files of one tenant together; None: any number.
+        kept_milliseconds: Results of a job after its end, and files; None: for ever.
     """
 
     waiting: int = 1000
     tenant_waiting: int | None = None
     tenant_bytes: int | None = None
+    kept_milliseconds: int | None = None
 
 
 USUAL_LIMITS = Limits()
@@ -237,6 +241,7 @@ class TenantStore:
 
         Raises:
             UnknownJobError: There is none.
+            JobExpiredError: Retention has removed what it made.
         """
         with reading(self._engine) as connection:
             return self._read_job(connection, job_id)
@@ -250,8 +255,11 @@ class TenantStore:
         limit: int = 50,
         after: str | None = None,
     ) -> JobPage:
-        """List the jobs for which all that is given holds, newest first; ``after``: the ``next`` of the page before."""
-        wanted: list[ColumnElement[bool]] = [jobs.c.tenant == self._tenant]
+        """List the jobs for which all that is given holds, newest first; ``after``: the ``next`` of the page before.
+
+        What has expired is left out.
+        """
+        wanted: list[ColumnElement[bool]] = [jobs.c.tenant == self._tenant, jobs.c.expired.is_(None)]
         if status is not None:
             wanted.append(jobs.c.status == status)
         if after is not None:
@@ -262,7 +270,7 @@ class TenantStore:
             wanted.append(_has(job_metadata, job_metadata.c.key == key, job_metadata.c.value == value))
         chosen = select(jobs.c.id).where(*wanted).order_by(jobs.c.id.desc()).limit(limit + 1)
         with reading(self._engine) as connection:
-            found = _read_jobs(connection, chosen)
+            found = self._read_jobs(connection, chosen)
         return JobPage(jobs=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
 
     def request_cancel(self, job_id: str) -> Job:
@@ -298,18 +306,21 @@ class TenantStore:
 
         Raises:
             UnknownJobError: There is no such job.
+            JobExpiredError: Retention has removed them.
         """
         of_job = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name)
         with reading(self._engine) as connection:
-            if connection.execute(select(jobs.c.id).where(self._has_job(job_id))).one_or_none() is None:
-                raise UnknownJobError(f"no job {job_id}")
-            return tuple(Artifact.model_validate(row._asdict()) for row in connection.execute(of_job))
+            found = tuple(Artifact.model_validate(row._asdict()) for row in connection.execute(of_job))
+            if connection.scalar(select(self._is_kept(job_id))):  # asked last: retention may come in between
+                return found
+            raise self._absent(connection, job_id)
 
     def artifact(self, job_id: str, name: str) -> Artifact:
         """Find one artifact of a job.
 
         Raises:
             UnknownJobError: There is no such job.
+            JobExpiredError: Retention has removed what it made.
             UnknownArtifactError: The job has none of that name.
         """
         for artifact in self.artifacts(job_id):
@@ -324,10 +335,26 @@ class TenantStore:
         return cast("Status", status)
 
     def _read_job(self, connection: Connection, job_id: str) -> Job:
-        found = _read_jobs(connection, select(jobs.c.id).where(self._has_job(job_id)))
+        found = self._read_jobs(connection, select(jobs.c.id).where(self._has_job(job_id), jobs.c.expired.is_(None)))
         if not found:
-            raise UnknownJobError(f"no job {job_id}")
+            raise self._absent(connection, job_id)
         return found[0]
+
+    def _read_jobs(self, connection: Connection, chosen: Select[tuple[str]]) -> tuple[Job, ...]:
+        statement = (  # one statement, so that a job and its inputs are of the same moment
+            select(jobs, *(column for column in job_inputs.c if column is not job_inputs.c.job_id))
+            .join(job_inputs)
+            .where(jobs.c.id.in_(chosen.correlate(None)))
+            .order_by(jobs.c.id.desc())
+        )
+        kept, by_job = self._limits.kept_milliseconds, groupby(connection.execute(statement), key=lambda row: row.id)
+        return tuple(to_job(list(rows), kept_milliseconds=kept) for _, rows in by_job)
+
+    def _absent(self, connection: Connection, job_id: str) -> JobsError:
+        """Say why a job is not there."""
+        if connection.scalar(select(exists().where(self._has_job(job_id)))):
+            return JobExpiredError(f"what {job_id} had made was kept for a time, which is over")
+        return UnknownJobError(f"no job {job_id}")
 
     def _find_inputs(self, connection: Connection, spec: JobSpec) -> dict[Purpose, File]:
         named = _named_files(spec)
@@ -345,6 +372,9 @@ class TenantStore:
         if misused:
             raise WrongPurposeError("the spec names files that were uploaded for another purpose", *misused)
         return {role: found[file_id] for role, file_id in named.items()}
+
+    def _is_kept(self, job_id: str) -> ColumnElement[bool]:
+        return exists().where(self._has_job(job_id), jobs.c.expired.is_(None))
 
     def _has_job(self, job_id: str) -> ColumnElement[bool]:
         return and_(jobs.c.id == job_id, jobs.c.tenant == self._tenant)
@@ -381,14 +411,3 @@ def _unknown(role: Purpose, file_id: FileId) -> Problem:
 def _misused(role: Purpose, file: File) -> Problem:
     detail = f"{file.id} was uploaded with purpose {file.purpose}; upload it with purpose {role}"
     return Problem(code=WrongPurposeError.code, detail=detail, pointer=POINTERS[role])
-
-
-def _read_jobs(connection: Connection, chosen: Select[tuple[str]]) -> tuple[Job, ...]:
-    statement = (  # one statement, so that a job and its inputs are of the same moment
-        select(jobs, *(column for column in job_inputs.c if column is not job_inputs.c.job_id))
-        .join(job_inputs)
-        .where(jobs.c.id.in_(chosen.correlate(None)))
-        .order_by(jobs.c.id.desc())
-    )
-    rows = connection.execute(statement)
-    return tuple(to_job(list(of_job)) for _, of_job in groupby(rows, key=lambda row: row.id))

@@ -101,6 +101,13 @@ def keys(arguments: tuple[str, ...]) -> None:
     _run_module("jobs", "keys", *arguments)
 
 
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def backup(arguments: tuple[str, ...]) -> None:
+    """Copy the embedded service's data into a new folder, also while it runs; `medic backup --help` says how."""
+    _run_module("jobs", "backup", *arguments)
+
+
 @cli.command()
 @click.option("--kind", required=True, help="Which trigger, such as badnet.")
 @click.option("--data", required=True, type=FILE, help="Zip of images in class folders.")

@@ -41,6 +41,7 @@ def examine() -> Iterator[Check]:
     yield Check(name="settings", state="ok", detail="they hold")
     yield _data_folder(settings)
     yield _database(settings)
+    yield _retention(settings)
     yield _broker(settings)
     yield _device(settings)
     yield from _sandbox(settings)
@@ -84,6 +85,12 @@ def _database(settings: Settings) -> Check:
     finally:
         engine.dispose()
     return Check(name="database", state="ok", detail=f"{backend} answers")
+
+
+def _retention(settings: Settings) -> Check:
+    days = settings.retention_days
+    kept = "all is kept for ever" if days is None else f"results and files are kept for {days:g} days"
+    return Check(name="retention", state="ok", detail=kept)
 
 
 def _broker(settings: Settings) -> Check:

@@ -96,7 +96,7 @@ def list_jobs(
     operation_id="get_job",
     dependencies=[allowed("jobs:read")],
     response_model=Job,
-    responses={304: {"description": "Not Modified"}, **problems(404)},
+    responses={304: {"description": "Not Modified"}, **problems(404, 410)},
 )
 def get_job(
     job_id: str, request: Request, jobs: Jobs, if_none_match: Annotated[str | None, Header()] = None

@@ -39,7 +39,16 @@ class Stack:
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start one process in a group of its own."""
         log = self.folder / f"{len(self.processes)}-{arguments[1]}.log"
-        environment = {
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=self.environment(), stdout=out, stderr=out, process_group=0
+            )
+        self.processes.append(process)
+        return process
+
+    def environment(self) -> dict[str, str]:
+        """What processes of the service start with."""
+        return {
             **os.environ,
             "MEDIC_DATA_DIR": str(self.folder / "data"),
             "MEDIC_API_KEY": KEY,
@@ -52,23 +61,17 @@ class Stack:
             "OMP_NUM_THREADS": "1",
             **self.settings,
         }
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, *arguments], env=environment, stdout=out, stderr=out, process_group=0
-            )
-        self.processes.append(process)
-        return process
 
     def log(self, process: subprocess.Popen[bytes]) -> str:
         """What a process has written so far."""
         number = self.processes.index(process)
         return next(self.folder.glob(f"{number}-*.log")).read_text(errors="replace")
 
-    def api(self) -> MedicClient:
+    def api(self, key: str = KEY) -> MedicClient:
         """Start the API and return a client of it."""
         process = self.start(*API)
         listening = wait_for(lambda: re.search(r"listening on (http://\S+)", self.log(process)), 30)
-        return MedicClient(listening[1], KEY)
+        return MedicClient(listening[1], key)
 
     def spec(self, **settings: Any) -> JobSpec:
         """The tiny job, on local paths; ``settings`` are those of the removal, or ``test``/``triggered`` as paths."""

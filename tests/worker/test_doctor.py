@@ -13,7 +13,7 @@ from jobs.store import open_store
 from tests.servers import RunningRedis, empty_database
 from worker.doctor import examine
 
-QUICK = ("python", "sqlite", "settings", "data folder", "database", "broker")
+QUICK = ("python", "sqlite", "settings", "data folder", "database", "retention", "broker")
 """What is looked at before PyTorch is loaded."""
 
 
