@@ -57,34 +57,37 @@ def free_port() -> int:
 
 
 @contextmanager
-def redis_server(port: int | None = None) -> Iterator[RunningRedis]:
+def redis_server(port: int | None = None, *, password: str = "") -> Iterator[RunningRedis]:
     """Start Redis, without persistence; on a given port where one has to come back after it died."""
     port = port or free_port()
     command = [str(program("redis-server")), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    command += ["--requirepass", password] if password else []
     with tempfile.TemporaryDirectory(prefix="medic-redis-") as folder, _running([*command, "--dir", folder]) as process:
 
         def answers() -> bool:
-            with redis.Redis(port=port) as client:
+            with redis.Redis(port=port, password=password or None) as client:
                 return bool(client.ping())
 
         _wait(answers, process, redis.RedisError)
-        yield RunningRedis(f"redis://127.0.0.1:{port}/0", process)
+        yield RunningRedis(f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0", process)
 
 
 @contextmanager
-def postgresql_server() -> Iterator[str]:
+def postgresql_server(*, password: str = "") -> Iterator[str]:
     """Start PostgreSQL with an empty cluster; yields the URL of its maintenance database, as a superuser."""
     initdb, postgres, port = program("initdb"), program("postgres"), free_port()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medic-postgresql-")))
         user = _unprivileged_user(folder)
         data = str(folder / "data")
-        make = [str(initdb), "-D", data, "-U", "medic", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        make = [str(initdb), "-D", data, "-U", "medic", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        make += ["--auth=scram-sha-256", "--pwfile=password"] if password else ["--auth=trust"]
+        (folder / "password").write_text(password)
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=folder, user=user)
         settings = ["-c", "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", f"unix_socket_directories={folder}"]
         command = [str(postgres), "-D", data, "-p", str(port), *settings]
         process = stack.enter_context(_running(command, cwd=folder, user=user, end_with=signal.SIGINT))
-        url = f"postgresql://medic@127.0.0.1:{port}/postgres"
+        url = f"postgresql://medic{f':{password}' if password else ''}@127.0.0.1:{port}/postgres"
 
         def answers() -> bool:
             with psycopg.connect(url):
