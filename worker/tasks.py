@@ -36,12 +36,12 @@ def _log_as_all_do(**_: Any) -> None:
 
 
 def _refuse_start(reason: str) -> NoReturn:
-    logs.configure()
     log.critical("the worker does not start: %s", reason)
     sys.exit(os.EX_CONFIG)
 
 
 def _broker_url() -> str:
+    logs.configure()  # Celery warns of things before it sets its logs up
     try:
         broker = Settings().broker_url
     except ValidationError as error:
