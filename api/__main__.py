@@ -16,16 +16,19 @@ from pydantic import ValidationError
 
 from api.app import create_app
 from api.deadlines import USUAL_PATIENCE, Patience, PunctualProtocol
+from jobs import logs
 from jobs.artifacts import open_artifacts
 from jobs.errors import InvalidKeyError, JobsError
 from jobs.keys import new_key, record_of
 from jobs.queue import open_queue
-from jobs.settings import Settings
+from jobs.settings import Settings, faults
 from jobs.store import JobStore, open_store
 
 DESCRIPTORS_PER_CONNECTION = 4  # a form has several files open
 ACCEPTED_AT_ONCE = 32  # of a crowd; then those who are in have their turn
 MOST_TO_ACCEPT = 2048
+log = logging.getLogger("api")
+
 KEEP_ALIVE_SECONDS = 15
 GRACE_SECONDS = 3
 
@@ -45,22 +48,19 @@ class Server(uvicorn.Server):
                 same.listen(MOST_TO_ACCEPT)  # asyncio has one number for both
         port = self.servers[0].sockets[0].getsockname()[1]
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
-        _say(f"listening on http://{host}:{port}")
+        log.info("listening on http://%s:%d", host, port)
         if self._settings.api_key is None:
-            _say(_about_the_key(self._jobs))
+            log.info(_about_the_key(self._settings, self._jobs))
 
 
-def _about_the_key(jobs: JobStore) -> str:
+def _about_the_key(settings: Settings, jobs: JobStore) -> str:
     if jobs.list_keys():
         return "API keys were made earlier; `medic keys create` makes another"
+    if settings.log_format == "json":  # a collector would keep it
+        return "there is no API key; `medic keys create` makes one"
     key = new_key()
     jobs.add_key(record_of(key))
     return f"API key, shown only this once: {key}"
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
 
 
 def _within_descriptors(patience: Patience) -> Patience:
@@ -72,14 +72,14 @@ def _within_descriptors(patience: Patience) -> Patience:
 
 def main(patience: Patience = USUAL_PATIENCE) -> None:
     """Serve until SIGTERM or SIGINT. Settings that do not hold end it with ``os.EX_CONFIG``: no restart will help."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
     patience = _within_descriptors(patience)
     try:
         settings = Settings()
         jobs = open_store(settings)
         app = create_app(settings, jobs, open_artifacts(settings), open_queue(settings), patience)
     except (ValidationError, JobsError) as error:
-        _say(f"the service does not start: {error}")
+        log.critical("the service does not start: %s", faults(error) if isinstance(error, ValidationError) else error)
         sys.exit(os.EX_CONFIG if isinstance(error, ValidationError | InvalidKeyError) else 1)
     config = uvicorn.Config(
         app,

@@ -15,6 +15,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.bodies import posted_spec
 from api.errors import RequestRefusedError
 from api.rates import Rates
+from jobs import logs
 from jobs.artifacts import ArtifactStore
 from jobs.errors import InvalidKeyError
 from jobs.keys import KeyRecord, Scope, record_of, verify
@@ -83,6 +84,7 @@ async def caller(
     """
     services = _services(request)
     if credentials is not None and (record := await _record(services, credentials.credentials)):
+        logs.note(tenant=record.tenant)
         services.rates.count(record.id)
         return record
     headers = {"WWW-Authenticate": 'Bearer realm="medic"'}

@@ -1,10 +1,13 @@
-"""Around every request: its id, checks of its head and its pace, an answer when the service itself fails."""
+"""Around every request: its id, its line in the log, checks of its head and pace, an answer when the service fails."""
 
 from __future__ import annotations
 
 import logging
 import re
+import time
 import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 
 from fastapi import Request, Response
@@ -14,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.deadlines import Patience, PunctualBody
 from api.errors import problem_response
+from jobs import logs
 
 log = logging.getLogger(__name__)
 
@@ -45,27 +49,31 @@ class Envelope:
     async def _serve(self, scope: Scope, body: PunctualBody, send: Send) -> None:
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        started = False
+        with logs.about(request_id=request_id), _logged(scope) as answered:
 
-        async def send_with_id(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
+            async def send_with_id(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    answered["status"] = message["status"]
+                    MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                await send(message)
 
+            await self._answer_in_any_case(scope, body, send_with_id, answered)
+
+    async def _answer_in_any_case(
+        self, scope: Scope, body: PunctualBody, send: Send, answered: Mapping[str, int]
+    ) -> None:
         try:
-            await (self._refusal(Request(scope)) or self._app)(scope, body, send_with_id)
+            await (self._refusal(Request(scope)) or self._app)(scope, body, send)
         except ClientDisconnect:
-            log.info("request %s: the client %s", request_id, "was too slow" if body.is_late else "went away")
-            if body.is_late and not started:
-                await self._too_slow(Request(scope))(scope, body, send_with_id)
+            log.info("the client %s", "was too slow" if body.is_late else "went away")
+            if body.is_late and not answered:
+                await self._too_slow(Request(scope))(scope, body, send)
         except Exception:
-            log.exception("request %s failed", request_id)
-            if started:
+            log.exception("the request failed")
+            if answered:
                 raise  # the server breaks the connection, so that the client sees a truncated answer
             response = problem_response(Request(scope), 500, "internal", "the service failed; its log has the reason")
-            await response(scope, body, send_with_id)
+            await response(scope, body, send)
 
     def _refusal(self, request: Request) -> Response | None:
         if self._running > self._patience.connections:
@@ -87,6 +95,21 @@ class Envelope:
         seconds, rate = self._patience.stall_seconds, self._patience.bytes_per_second
         detail = f"the body fell {seconds:g} seconds behind {rate} bytes a second; nothing was kept"
         return problem_response(request, 408, "too_slow", detail, headers=_CLOSE)
+
+
+@contextmanager
+def _logged(scope: Scope) -> Iterator[dict[str, int]]:
+    """Log one line about a request when it is over. ``status`` is put into what is yielded; nobody saw one without it.
+
+    The path is logged as it came, so that all requests about one job can be found; the query is not.
+    """
+    began, answered = time.monotonic(), dict[str, int]()
+    try:
+        yield answered
+    finally:
+        seconds = round(time.monotonic() - began, 3)
+        with logs.about(method=scope["method"], path=scope["path"], status=answered.get("status"), seconds=seconds):
+            log.info("request over")
 
 
 def _request_id(headers: Headers) -> str:

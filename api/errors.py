@@ -38,6 +38,7 @@ STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
     {
         errors.JobsError: 500,
         errors.UnknownJobError: 404,
+        errors.JobExpiredError: 410,
         errors.UnknownFileError: 404,
         errors.WrongPurposeError: 422,
         errors.FileInUseError: 409,
@@ -45,6 +46,7 @@ STATUS: Mapping[type[errors.JobsError], int] = MappingProxyType(
         errors.JobFinishedError: 409,
         errors.UnknownArtifactError: 404,
         errors.BlobMissingError: 410,
+        errors.BackupError: 500,
         errors.ArtifactTooLargeError: 413,
         errors.StorageFullError: 507,
         errors.DigestMismatchError: 400,
@@ -135,7 +137,7 @@ def _jobs_error(request: Request, error: errors.JobsError) -> Response:
     if status == HTTPStatus.NOT_FOUND and error.problems:
         status = HTTPStatus.UNPROCESSABLE_ENTITY  # something that the spec names is unknown, not the address
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.error("request %s: %s: %s", request.state.request_id, error.code, error)
+        log.error("%s: %s", error.code, error)
     return problem_response(request, status, error.code, str(error), error.problems)
 
 

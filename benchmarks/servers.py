@@ -93,13 +93,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def redis_server(port: int | None = None) -> Iterator[RunningRedis]:
+def redis_server(port: int | None = None, *, password: str = "") -> Iterator[RunningRedis]:
     """Start Redis, without persistence; on a given port where one has to come back after it died."""
     port = port or free_port()
     command = [str(program("redis-server")), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    command += ["--requirepass", password] if password else []
 
     def answers() -> bool:
-        with redis.Redis(port=port) as client:
+        with redis.Redis(port=port, password=password or None) as client:
             return bool(client.ping())
 
     with tempfile.TemporaryDirectory(prefix="medic-redis-") as folder:
@@ -109,7 +110,7 @@ def redis_server(port: int | None = None) -> Iterator[RunningRedis]:
             _wait(answers, process, redis.RedisError)
             return process
 
-        running = RunningRedis(f"redis://127.0.0.1:{port}/0", start)
+        running = RunningRedis(f"redis://{f':{password}@' if password else ''}127.0.0.1:{port}/0", start)
         try:
             yield running
         finally:
@@ -117,22 +118,25 @@ def redis_server(port: int | None = None) -> Iterator[RunningRedis]:
 
 
 @contextmanager
-def postgresql_server(*, durable: bool = False) -> Iterator[RunningPostgresql]:
+def postgresql_server(*, durable: bool = False, password: str = "") -> Iterator[RunningPostgresql]:
     """Start PostgreSQL with an empty cluster; its ``url`` is that of the maintenance database, as a superuser.
 
     Args:
         durable: Whether commits wait for the disk, as they do where it matters.
+        password: Of its superuser; empty: whoever comes is let in.
     """
     initdb, postgres, port = program("initdb"), program("postgres"), free_port()
     with tempfile.TemporaryDirectory(prefix="medic-postgresql-") as name:
         folder = Path(name)
         user = _unprivileged_user(folder)
         data = str(folder / "data")
-        make = [str(initdb), "-D", data, "-U", "medic", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        make = [str(initdb), "-D", data, "-U", "medic", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        make += ["--auth=scram-sha-256", "--pwfile=password"] if password else ["--auth=trust"]
+        (folder / "password").write_text(password)
         subprocess.run(make, check=True, stdout=subprocess.DEVNULL, cwd=folder, user=user)  # noqa: S603 - likewise
         settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
         settings += [] if durable else ["-c", "fsync=off"]
-        url = f"postgresql://medic@127.0.0.1:{port}/postgres"
+        url = f"postgresql://medic{f':{password}' if password else ''}@127.0.0.1:{port}/postgres"
 
         def answers() -> bool:
             with psycopg.connect(url):

@@ -44,7 +44,20 @@ class Stack:
     def start(self, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
         """Start one process in a group of its own; ``settings`` beside those of all."""
         log = self.folder / f"{len(self.processes)}-{arguments[1]}.log"
-        environment = {
+        with log.open("wb") as out:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
+                [sys.executable, *arguments],
+                env={**self.environment(), **settings},
+                stdout=out,
+                stderr=out,
+                process_group=0,
+            )
+        self.processes.append(process)
+        return process
+
+    def environment(self) -> dict[str, str]:
+        """What processes of the service start with."""
+        return {
             **os.environ,
             "MEDIC_DATA_DIR": str(self.data),
             "MEDIC_API_KEY": KEY,
@@ -56,14 +69,7 @@ class Stack:
             "MEDIC_THREADS": "1",
             "OMP_NUM_THREADS": "1",
             **self.settings,
-            **settings,
         }
-        with log.open("wb") as out:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter, no shell
-                [sys.executable, *arguments], env=environment, stdout=out, stderr=out, process_group=0
-            )
-        self.processes.append(process)
-        return process
 
     def log(self, process: subprocess.Popen[bytes]) -> str:
         """What a process has written so far."""
@@ -76,9 +82,9 @@ class Stack:
         listening = wait_for(lambda: re.search(r"listening on (http://\S+)", self.log(process)), 30)
         return str(listening[1])
 
-    def api(self) -> MedicClient:
+    def api(self, key: str = KEY) -> MedicClient:
         """Start the API and return a client of it."""
-        return MedicClient(self.url(), KEY)
+        return MedicClient(self.url(), key)
 
     def spec(self, **settings: Any) -> JobSpec:
         """The tiny job, on local paths; ``settings`` are those of the removal, or ``test``/``triggered`` as paths."""

@@ -92,7 +92,7 @@ def _serving(key: str, *, limit_bytes: int) -> Iterator[tuple[psutil.Process, st
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603  ourselves
             try:
                 line = server.stderr.readline() if server.stderr else ""
-                if (listening := re.fullmatch(r"listening on (\S+)\n", line)) is None:
+                if (listening := re.search(r"listening on (\S+)$", line)) is None:
                     raise click.ClickException(f"the API does not start: {line}")
                 yield psutil.Process(server.pid), listening[1]
             finally:

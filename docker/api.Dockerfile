@@ -19,6 +19,7 @@ RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/medic --shell /usr/
 COPY --from=build /opt/medic /opt/medic
 ENV PATH=/opt/medic/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    MEDIC_LOG_FORMAT=json \
     MEDIC_DATA_DIR=/var/lib/medic \
     MEDIC_HOST=0.0.0.0
 USER 10001:10001

@@ -19,10 +19,11 @@ RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/medic --shell /usr/
 COPY --from=build /opt/medic /opt/medic
 ENV PATH=/opt/medic/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    MEDIC_LOG_FORMAT=json \
     MEDIC_DATA_DIR=/var/lib/medic
 USER 10001:10001
 WORKDIR /var/lib/medic
 VOLUME /var/lib/medic
 # One job at a time, each in its own child process. A worker that dies needs no health check: its lease ends and another takes the job.
-CMD ["celery", "-A", "worker.tasks", "worker", "-c", "1", "--pool", "prefork", "--loglevel", "INFO", \
+CMD ["celery", "--quiet", "-A", "worker.tasks", "worker", "-c", "1", "--pool", "prefork", "--loglevel", "INFO", \
     "--without-gossip", "--without-mingle", "--without-heartbeat"]

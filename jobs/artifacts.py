@@ -130,7 +130,7 @@ class FolderStore:
         """Remove blobs that no record names, and temporary files of dead writers, when older.
 
         A blob that is put again between the look at its age and its removal is seen: its age is looked at once more
-        under the lock that ``commit`` shares.
+        under the lock that ``commit`` shares. Where someone has the lock, the blob waits for the next time.
         """
 
         def is_old(path: Path) -> bool:
@@ -143,23 +143,32 @@ class FolderStore:
 
     def _remove_if(self, is_old: Callable[[Path], bool]) -> Callable[[Path], bool]:
         def remove(path: Path) -> bool:
-            with self._locked(fcntl.LOCK_EX):
-                if not is_old(path):
-                    return False
-                path.unlink()
-                return True
+            try:
+                with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    if not is_old(path):
+                        return False
+                    path.unlink()
+                    return True
+            except BlockingIOError:
+                return False
 
         return remove
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Let nobody collect anything, in any process, while the block lasts."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
 
     def _publish(self, temporary: Path, sha256: str) -> None:
         place = self._place(sha256)
         with suppress(FileExistsError):
             place.parent.mkdir()
-            _sync_folder(self._root)
+            sync_folder(self._root)
         with self._locked(fcntl.LOCK_SH):
             os.utime(temporary)  # also when the blob is there already: from now on it counts as new
             temporary.replace(place)
-        _sync_folder(place.parent)
+        sync_folder(place.parent)
 
     def _place(self, sha256: str) -> Path:
         return self._root / sha256[:2] / sha256
@@ -220,7 +229,8 @@ def _unless_gone(check: Callable[[Path], bool], path: Path) -> bool:
         return False
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

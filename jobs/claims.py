@@ -23,6 +23,7 @@ class Claim:
     """The right to run a job until its lease runs out. Every later write names ``token``.
 
     Attributes:
+        tenant: Whose job it is; for the log.
         token: Grows with each claim of the job; a write under an older one is refused.
         inputs: The files by role, as they were when the job was created.
         checkpoint: Where an earlier attempt came to; None at the first.
@@ -31,6 +32,7 @@ class Claim:
     """
 
     job_id: JobId
+    tenant: str
     token: int
     spec: JobSpec
     inputs: Mapping[Purpose, File]

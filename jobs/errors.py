@@ -23,6 +23,12 @@ class UnknownJobError(JobsError):
     code = "unknown_job"
 
 
+class JobExpiredError(JobsError):
+    """Retention has removed what the job had made; nothing but its record is left."""
+
+    code = "job_expired"
+
+
 class UnknownFileError(JobsError):
     """No file of that id; where a spec names it, ``problems`` points to it."""
 
@@ -63,6 +69,12 @@ class BlobMissingError(JobsError):
     """A record names bytes that the artifact store no longer has."""
 
     code = "blob_missing"
+
+
+class BackupError(JobsError):
+    """No backup was made; nothing is left of the attempt."""
+
+    code = "backup_failed"
 
 
 class ArtifactTooLargeError(JobsError):

@@ -215,12 +215,13 @@ class ModelRecord(InputRecord):
 
 
 class Timestamps(Reply):
-    """UTC; null while it has not happened."""
+    """UTC; null while it has not happened. ``expires``: from when on retention may remove a job that has ended."""
 
     created: datetime
     started: datetime | None = None
     finished: datetime | None = None
     deadline: datetime
+    expires: datetime | None = None
 
 
 class Job(Reply):

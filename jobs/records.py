@@ -35,6 +35,7 @@ def to_claim(row: Row[Any], inputs: Mapping[Purpose, File]) -> Claim:
     has_checkpoint = row.checkpoint_sha256 is not None
     return Claim(
         job_id=JobId(row.id),
+        tenant=row.tenant,
         token=row.token,
         spec=JobSpec.model_validate(row.spec),
         inputs=inputs,
@@ -45,8 +46,8 @@ def to_claim(row: Row[Any], inputs: Mapping[Purpose, File]) -> Claim:
     )
 
 
-def to_job(rows: Sequence[Row[Any]]) -> Job:
-    """Read a job from its row, repeated once for each of its inputs."""
+def to_job(rows: Sequence[Row[Any]], *, kept_milliseconds: int | None) -> Job:
+    """Read a job from its row, repeated for each of its inputs. It is kept so long after its end; None: for ever."""
     row, spec = rows[0], JobSpec.model_validate(rows[0].spec)
     seen = {row.role: InputRecord.model_validate(row._asdict()) for row in rows}
     triggered = seen.get("triggered")
@@ -68,7 +69,7 @@ def to_job(rows: Sequence[Row[Any]]) -> Job:
         removal=spec.removal,
         summary=Summary.model_validate(row.summary) if row.summary else None,
         warnings=row.warnings,
-        timestamps=_timestamps(row),
+        timestamps=_timestamps(row, kept_milliseconds),
         metadata=spec.metadata,
     )
 
@@ -80,12 +81,14 @@ def to_key(row: Row[Any]) -> KeyRecord:
     return KeyRecord(row.id, row.sha256, row.tenant, tuple(row.scopes), **times)
 
 
-def _timestamps(row: Row[Any]) -> Timestamps:
+def _timestamps(row: Row[Any], kept: int | None) -> Timestamps:
+    expires = None if kept is None or row.finished is None else row.finished + kept
     return Timestamps(
         created=_moment(row.created),
         started=_moment(row.started) if row.started is not None else None,
         finished=_moment(row.finished) if row.finished is not None else None,
         deadline=_moment(row.deadline),
+        expires=_moment(expires) if expires is not None else None,
     )
 
 

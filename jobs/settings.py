@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from jobs.models import SandboxMode
 
@@ -14,12 +18,15 @@ from jobs.models import SandboxMode
 class Settings(BaseSettings):
     """Everything has a default; one machine needs no configuration."""
 
-    model_config = SettingsConfigDict(env_prefix="MEDIC_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MEDIC_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Path("~/.local/share/medic")
     database_url: SecretStr | None = Field(default=None, description="SQLAlchemy URL; None: SQLite under data_dir.")
     broker_url: SecretStr | None = Field(
         default=None, description="Redis URL for Celery; None: a worker polls the job table."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="text: for people; json: one object a line, for machines."
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -57,6 +64,9 @@ class Settings(BaseSettings):
     blob_grace_seconds: float = Field(
         default=3600.0, gt=0, description="Bytes that no record names are removed when older."
     )
+    retention_days: float | None = Field(
+        default=None, gt=0, description="Results of jobs, and files that none of these jobs names; None: kept for ever."
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the trainer; None: all cores.")
     sandbox: SandboxMode = Field(
         default="auto",
@@ -67,13 +77,29 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and not re.match(r"(sqlite|postgresql)(\+[a-z0-9]+)?://", value.get_secret_value()):
-            raise ValueError(
-                "not the URL of a SQLite or PostgreSQL database: postgresql+psycopg://user:password@host/name"
-            )
-        return value
+        try:
+            if value is None or re.match(r"(sqlite|postgresql)(\+|$)", make_url(value.get_secret_value()).drivername):
+                return value
+        except (ArgumentError, ValueError):  # which may quote the URL, and so its password
+            pass
+        raise ValueError("not the URL of a SQLite or PostgreSQL database: postgresql+psycopg://user:password@host/name")
+
+    @field_validator("broker_url")
+    @classmethod
+    def _can_be_read(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            if value is None or (urlsplit(value.get_secret_value()).port or True):
+                return value
+        except ValueError:  # as above
+            pass
+        raise ValueError("not the URL of a broker: redis://:password@host:6379/0")
 
     @field_validator("data_dir")
     @classmethod
     def _expand(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+
+def faults(error: ValidationError) -> str:
+    """Say what is wrong with which setting, without its value, which may be a password."""
+    return "; ".join(f"MEDIC_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())

@@ -13,6 +13,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    delete,
     func,
     insert,
     or_,
@@ -48,6 +49,8 @@ _VALID_KEY = select(api_keys).where(  # every request asks it: to build it anew 
     api_keys.c.revoked.is_(None),
     or_(api_keys.c.expires.is_(None), api_keys.c.expires > Now()),
 )
+
+DAY_MILLISECONDS = 24 * 3600 * 1000
 
 
 class JobStore:
@@ -233,6 +236,18 @@ class JobStore:
         with writing(self._engine) as connection:
             return connection.execute(update(jobs).where(jobs.c.id.in_(free)).values(values)).rowcount
 
+    def expire(self, *, most: int = 100) -> tuple[int, int]:
+        """Remove some of what retention keeps no longer; return how many jobs and files that were.
+
+        Of a job that ended so long ago its record is left, without artifacts. A file goes when it is as old and no job
+        names it that is kept: one that waits or runs is.
+        """
+        kept = self._limits.kept_milliseconds
+        if kept is None:
+            return 0, 0
+        with writing(self._engine) as connection:
+            return _expire_jobs(connection, kept, most), _expire_files(connection, kept, most)
+
     def unannounced(self, *, older_than_seconds: float) -> tuple[JobId, ...]:
         """List claimable jobs, oldest first, that no message was sent for lately: since they were queued or before."""
         announced = func.coalesce(jobs.c.announced, jobs.c.created)
@@ -307,8 +322,29 @@ def open_store(settings: Settings) -> JobStore:
         open_engine(settings),
         lease_seconds=settings.lease_seconds,
         default_deadline_seconds=settings.deadline_seconds,
-        limits=Limits(settings.queue_limit, settings.tenant_queue_limit, settings.tenant_bytes_limit),
+        limits=Limits(
+            settings.queue_limit,
+            settings.tenant_queue_limit,
+            settings.tenant_bytes_limit,
+            None if settings.retention_days is None else round(settings.retention_days * DAY_MILLISECONDS),
+        ),
     )
+
+
+def _expire_jobs(connection: Connection, kept: int, most: int) -> int:
+    over = select(jobs.c.id).where(jobs.c.expired.is_(None), jobs.c.finished < Now() - kept)
+    chosen = connection.scalars(over.order_by(jobs.c.finished).limit(most).with_for_update(skip_locked=True)).all()
+    connection.execute(update(jobs).where(jobs.c.id.in_(chosen)).values(expired=Now()))
+    connection.execute(delete(artifacts).where(artifacts.c.job_id.in_(chosen)))
+    return len(chosen)
+
+
+def _expire_files(connection: Connection, kept: int, most: int) -> int:
+    named = select(job_inputs.c.file_id).join(jobs).where(jobs.c.expired.is_(None))
+    over = select(files.c.id).where(files.c.created < Now() - kept, files.c.id.not_in(named))
+    chosen = connection.scalars(over.order_by(files.c.created).limit(most).with_for_update(skip_locked=True)).all()
+    unnamed = files.c.id.not_in(named)  # asked again: a job may have come before we had the lock that `create` shares
+    return connection.execute(delete(files).where(files.c.id.in_(chosen), unnamed)).rowcount
 
 
 def _is_ours(claim: Claim, *statuses: Status) -> ColumnElement[bool]:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from jobs import logs
 from jobs.artifacts import ArtifactStore
 from jobs.claims import SweepResult
 from jobs.errors import JobsError, QueueUnavailableError
@@ -41,10 +42,12 @@ def sweep_forever(
 
 
 def sweep_jobs(jobs: JobStore, queue: Queue | None, *, announce_again_seconds: float) -> None:
-    """End the jobs that no worker will, and announce again those that wait."""
+    """End the jobs that no worker will, remove what is kept no longer, and announce again jobs that wait."""
     swept = jobs.sweep()
     if swept != SweepResult():
         log.info("swept: %s", swept)
+    if any(expired := jobs.expire()):
+        log.info("kept no longer: %d jobs, %d files", *expired)
     if queue is not None:
         _announce(jobs, queue, older_than_seconds=announce_again_seconds)
 
@@ -54,6 +57,7 @@ def _announce(jobs: JobStore, queue: Queue, *, older_than_seconds: float) -> Non
         try:
             queue.announce(job_id)
         except QueueUnavailableError as error:
-            log.warning("job %s not announced: %s", job_id, error)
+            with logs.about(job_id=job_id):
+                log.warning("job not announced: %s", error)
             return  # the next sweep tries again
         jobs.announced(job_id)

@@ -36,7 +36,7 @@ _JSON = JSON(none_as_null=True)
 DEFAULT_TENANT = "default"
 """Whose everything is where nobody told tenants apart."""
 
-VERSION = "0004"
+VERSION = "0005"
 """Of the tables below: the last of ``jobs/migrations/versions``."""
 
 metadata = MetaData()
@@ -52,6 +52,7 @@ files = Table(
     Column("filename", PlainText, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("inspection", _JSON),
+    Index("files_by_age", "created"),
     Index("files_of_tenant", "tenant", "id"),
 )
 
@@ -80,6 +81,8 @@ jobs = Table(
     Column("warnings", _JSON, nullable=False, default=[]),
     Column("error", _JSON),
     Column("summary", _JSON),
+    Column("expired", BigInteger),
+    Index("jobs_by_end", "expired", "finished"),
     Index("jobs_by_status", "status", "id"),
     Index("jobs_of_tenant", "tenant", "id"),
     Index("jobs_of_tenant_by_status", "tenant", "status", "id"),

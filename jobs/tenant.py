@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Row,
     Select,
     Table,
     and_,
@@ -29,8 +30,10 @@ from sqlalchemy import (
 from jobs.database import Now, reading, writing
 from jobs.errors import (
     FileInUseError,
+    JobExpiredError,
     JobFinishedError,
     JobNotFinishedError,
+    JobsError,
     QueueFullError,
     StorageQuotaError,
     TenantQueueFullError,
@@ -73,17 +76,19 @@ _ALL: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be stored. On PostgreSQL simultaneous requests may pass a limit together.
+    """What may be stored, and how long. On PostgreSQL simultaneous requests may pass a limit together.
 
     Attributes:
         waiting: Jobs that wait, of all tenants.
         tenant_waiting: Jobs of one tenant that wait; None: any number.
         tenant_bytes: Of all files of one tenant together; None: any number.
+        kept_milliseconds: Results of a job after its end, and files; None: for ever.
     """
 
     waiting: int = 1000
     tenant_waiting: int | None = None
     tenant_bytes: int | None = None
+    kept_milliseconds: int | None = None
 
 
 USUAL_LIMITS = Limits()
@@ -248,6 +253,7 @@ class TenantStore:
 
         Raises:
             UnknownJobError: There is none.
+            JobExpiredError: Retention has removed what it made.
         """
         with reading(self._engine) as connection:
             return self._read_job(connection, job_id)
@@ -261,8 +267,11 @@ class TenantStore:
         limit: int = 50,
         after: str | None = None,
     ) -> JobPage:
-        """List the jobs for which all that is given holds, newest first; ``after``: the ``next`` of the page before."""
-        wanted: list[ColumnElement[bool]] = [jobs.c.tenant == self._tenant]
+        """List the jobs for which all that is given holds, newest first; ``after``: the ``next`` of the page before.
+
+        What has expired is left out.
+        """
+        wanted: list[ColumnElement[bool]] = [jobs.c.tenant == self._tenant, jobs.c.expired.is_(None)]
         if status is not None:
             wanted.append(jobs.c.status == status)
         if after is not None:
@@ -273,8 +282,7 @@ class TenantStore:
             wanted.append(_has(job_metadata, job_metadata.c.key == key, job_metadata.c.value == value))
         chosen = select(jobs.c.id).where(*wanted).order_by(jobs.c.id.desc()).limit(limit + 1)
         with reading(self._engine) as connection:
-            rows = connection.execute(_with_inputs(chosen))
-            found = tuple(to_job(list(of_job)) for _, of_job in groupby(rows, key=lambda row: row.id))
+            found = self._jobs_of(connection.execute(_with_inputs(chosen)))
         return JobPage(jobs=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
 
     def request_cancel(self, job_id: str) -> Job:
@@ -310,18 +318,21 @@ class TenantStore:
 
         Raises:
             UnknownJobError: There is no such job.
+            JobExpiredError: Retention has removed them.
         """
         of_job = select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.name)
         with reading(self._engine) as connection:
-            if connection.execute(select(jobs.c.id).where(self._has_job(job_id))).one_or_none() is None:
-                raise UnknownJobError(f"no job {job_id}")
-            return tuple(Artifact.model_validate(row._asdict()) for row in connection.execute(of_job))
+            found = tuple(Artifact.model_validate(row._asdict()) for row in connection.execute(of_job))
+            if connection.scalar(select(self._is_kept(job_id))):  # asked last: retention may come in between
+                return found
+            raise self._absent(connection, job_id)
 
     def artifact(self, job_id: str, name: str) -> Artifact:
         """Find one artifact of a job.
 
         Raises:
             UnknownJobError: There is no such job.
+            JobExpiredError: Retention has removed what it made.
             UnknownArtifactError: The job has none of that name.
         """
         for artifact in self.artifacts(job_id):
@@ -336,10 +347,22 @@ class TenantStore:
         return cast("Status", status)
 
     def _read_job(self, connection: Connection, job_id: str) -> Job:
-        rows = connection.execute(_ONE_JOB, {"job_id": job_id, "tenant": self._tenant}).all()
-        if not rows:
-            raise UnknownJobError(f"no job {job_id}")
-        return to_job(rows)
+        found = self._jobs_of(connection.execute(_ONE_JOB, {"job_id": job_id, "tenant": self._tenant}))
+        if not found:
+            raise self._absent(connection, job_id)
+        return found[0]
+
+    def _jobs_of(self, rows: Iterable[Row[Any]]) -> tuple[Job, ...]:
+        kept = self._limits.kept_milliseconds
+        return tuple(
+            to_job(list(of_job), kept_milliseconds=kept) for _, of_job in groupby(rows, key=lambda row: row.id)
+        )
+
+    def _absent(self, connection: Connection, job_id: str) -> JobsError:
+        """Say why a job is not there."""
+        if connection.scalar(select(exists().where(self._has_job(job_id)))):
+            return JobExpiredError(f"what {job_id} had made was kept for a time, which is over")
+        return UnknownJobError(f"no job {job_id}")
 
     def _find_inputs(self, connection: Connection, spec: JobSpec) -> dict[Purpose, File]:
         named = _named_files(spec)
@@ -357,6 +380,9 @@ class TenantStore:
         if misused:
             raise WrongPurposeError("the spec names files that were uploaded for another purpose", *misused)
         return {role: found[file_id] for role, file_id in named.items()}
+
+    def _is_kept(self, job_id: str) -> ColumnElement[bool]:
+        return exists().where(self._has_job(job_id), jobs.c.expired.is_(None))
 
     def _has_job(self, job_id: str) -> ColumnElement[bool]:
         return and_(jobs.c.id == job_id, jobs.c.tenant == self._tenant)
@@ -406,5 +432,7 @@ def _with_inputs(chosen: Select[tuple[str]]) -> Select[Any]:
 
 
 _ONE_JOB = _with_inputs(  # clients ask it all the time: to build it anew takes longer than the answer
-    select(jobs.c.id).where(jobs.c.id == bindparam("job_id"), jobs.c.tenant == bindparam("tenant"))
+    select(jobs.c.id).where(
+        jobs.c.id == bindparam("job_id"), jobs.c.tenant == bindparam("tenant"), jobs.c.expired.is_(None)
+    )
 )

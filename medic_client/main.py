@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any, get_args
 
 import click
 
+from jobs import logs
 from jobs.models import Diagnosis, Job, JobId, JobSpec, Status
 from medic_client.demo import run_demo
 from medic_client.display import comparison_table, console, download_all, follow, transfer_bars
@@ -26,6 +28,8 @@ from medic_client.options import Numbers, Pair, checked_spec, given
 from medic_client.service import Service, own_or_remote, remote
 from medic_client.supervise import API, GaveUpError, supervise, worker_arguments
 
+log = logging.getLogger("medic")
+
 USAGE, NOT_ALLOWED, FAILED, TIMED_OUT, UNREACHABLE, INTERRUPTED = 2, 4, 5, 6, 7, 130
 
 
@@ -40,7 +44,10 @@ class _ExitCodes(click.Group):
             raise
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        except (MedicClientError, GaveUpError, OSError) as error:
+        except GaveUpError as error:  # of a service, which logs
+            log.critical("%s", error)
+            ctx.exit(FAILED)
+        except (MedicClientError, OSError) as error:
             click.echo(f"medic: {error}", err=True)
             ctx.exit(_exit_code(error))
         except Exception:  # noqa: BLE001 - a bug must not end with 1, which says that a model failed
@@ -76,12 +83,14 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @cli.command()
 def serve() -> None:
     """Run the API and a worker until Ctrl-C; one that dies is started again."""
+    logs.configure()
     supervise(API, worker_arguments(os.environ))
 
 
 @cli.command()
 def worker() -> None:
     """Run a worker until Ctrl-C: a Celery worker where MEDIC_BROKER_URL is set."""
+    logs.configure()
     supervise(worker_arguments(os.environ))
 
 
@@ -90,6 +99,13 @@ def worker() -> None:
 def keys(arguments: tuple[str, ...]) -> None:
     """Create, list and revoke API keys, where the service's records are; `medic keys --help` says how."""
     _run_module("jobs", "keys", *arguments)
+
+
+@cli.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def backup(arguments: tuple[str, ...]) -> None:
+    """Copy the embedded service's data into a new folder, also while it runs; `medic backup --help` says how."""
+    _run_module("jobs", "backup", *arguments)
 
 
 @cli.command()

@@ -59,7 +59,7 @@ def _embedded(environment: Mapping[str, str]) -> Iterator[MedicClient]:
         ServiceFailedError: The service did not start; its log is in the message.
     """
     key = f"mdk_{secrets.token_hex(4)}_{secrets.token_hex(32)}"
-    own = {"MEDIC_API_KEY": key, "MEDIC_HOST": "127.0.0.1", "MEDIC_PORT": "0"}
+    own = {"MEDIC_API_KEY": key, "MEDIC_HOST": "127.0.0.1", "MEDIC_PORT": "0", "MEDIC_LOG_FORMAT": "text"}
     inherited = {name: value for name, value in environment.items() if name != "MEDIC_BROKER_URL"}
     with sigterm_interrupts():
         child = start(("-m", "medic_client.supervise"), environment=inherited | own, stderr=subprocess.PIPE)

@@ -5,6 +5,7 @@ The children die with it, however it ends. Their logs go to stderr.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from jobs import logs
+
+log = logging.getLogger("medic")
 
 SERVICE_FAILED = 5
 """The exit code of a service that does not stay up."""
@@ -28,7 +33,7 @@ _MARGIN_SECONDS = 10.0
 API = ("-m", "api")
 POLLING_WORKER = ("-m", "worker")
 CELERY_WORKER = (
-    *("-m", "celery", "-A", "worker.tasks", "worker", "-c", "1", "--pool", "prefork", "--loglevel", "INFO"),
+    *("-m", "celery", "--quiet", "-A", "worker.tasks", "worker", "-c", "1", "--pool", "prefork", "--loglevel", "INFO"),
     *("--without-gossip", "--without-mingle", "--without-heartbeat"),
 )
 
@@ -108,7 +113,7 @@ class _Kept:
     def _wait_after(self, status: int, *, young: bool) -> float:
         """Being killed never counts as a failed start, however often it happens."""
         name = " ".join(self.arguments[1:])
-        _say(f"{name} ended with status {status}")
+        log.warning("%s ended with status %d", name, status)
         self.failed_starts = self.failed_starts + 1 if young and status >= 0 else 0
         if status == os.EX_CONFIG or self.failed_starts > len(RETRY_SECONDS):
             raise GaveUpError(f"{name} does not stay up")
@@ -130,7 +135,7 @@ def supervise(*programs: Sequence[str]) -> None:
                     program.look()
                 time.sleep(_LOOK_SECONDS)
         except KeyboardInterrupt:
-            _say("ending")
+            log.info("ending")
         finally:
             end([program.child for program in kept], grace_seconds=stop_grace(os.environ))
 
@@ -145,17 +150,13 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"medic serve: {text}\n")
-    sys.stderr.flush()
-
-
 def main() -> None:
     """Run API and worker, both configured by ``MEDIC_*``."""
+    logs.configure()
     try:
         supervise(API, worker_arguments(os.environ))
     except GaveUpError as error:
-        _say(str(error))
+        log.critical("%s", error)
         sys.exit(SERVICE_FAILED)
 
 

@@ -13,18 +13,18 @@ from benchmarks.servers import NotInstalledError, RunningPostgresql, RunningRedi
 
 
 @contextmanager
-def redis_server(port: int | None = None) -> Iterator[RunningRedis]:
+def redis_server(port: int | None = None, *, password: str = "") -> Iterator[RunningRedis]:
     """Redis, or no test."""
     _need("redis-server")
-    with servers.redis_server(port) as running:
+    with servers.redis_server(port, password=password) as running:
         yield running
 
 
 @contextmanager
-def postgresql_server() -> Iterator[RunningPostgresql]:
+def postgresql_server(*, password: str = "") -> Iterator[RunningPostgresql]:
     """PostgreSQL, or no test."""
     _need("initdb")
-    with servers.postgresql_server() as running:
+    with servers.postgresql_server(password=password) as running:
         yield running
 
 

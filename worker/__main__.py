@@ -10,7 +10,9 @@ import threading
 
 from pydantic import ValidationError
 
+from jobs import logs
 from jobs.errors import JobsError
+from jobs.settings import faults
 from jobs.sweeper import sweep_forever
 from worker.entry import RefusedStartError, enter
 from worker.process import set_on_signal
@@ -18,7 +20,7 @@ from worker.resources import supervisor
 from worker.run import run
 from worker.supervise import Supervisor
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("worker")
 
 
 def poll(opened: Supervisor) -> None:
@@ -34,12 +36,12 @@ def poll(opened: Supervisor) -> None:
 
 def main() -> None:
     """Poll until SIGTERM or SIGINT; the running job then goes back to the queue."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    logs.configure()
     try:
         opened = supervisor()
         registered = enter(opened.settings)
     except (ValidationError, JobsError, RefusedStartError) as error:
-        log.error("the worker does not start: %s", error)
+        log.critical("the worker does not start: %s", faults(error) if isinstance(error, ValidationError) else error)
         sys.exit(_status(error))
     set_on_signal(opened.stopping, signal.SIGTERM, signal.SIGINT)
     sweeper = threading.Thread(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import signal
@@ -12,13 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+from jobs import logs
 from worker.process import CHILD_ENVIRONMENT, PARENT_PID
 
 EVENTS_FD = "MEDIC_EVENTS_FD"
+LONGEST_LINE = 64 * 1024
+RELAY_SECONDS = 5.0
 
 NO_ROOM_STATUS = 75
 """Exit status of a child that found no room on the disk (``EX_TEMPFAIL``)."""
@@ -92,7 +97,8 @@ def run_child(
     on its standard input once ``on_event`` has returned, so that a child can wait until a checkpoint is safe. When
     this process dies, however it dies, the kernel kills the child: it must be started by the thread that waits for it,
     since the kernel's signal follows that thread. It inherits the environment of this process but for all ``MEDIC_*``:
-    the task says what a child has to know, and who parses untrusted files needs no key and no password.
+    the task says what a child has to know, and who parses untrusted files needs no key and no password. What it says on
+    stdout and stderr is logged here, line by line.
 
     Args:
         module: Of this package.
@@ -123,13 +129,16 @@ def _started(
         child = subprocess.Popen(  # noqa: S603 - our own module, no shell
             [sys.executable, "-m", module, str(task_dir)],
             stdin=subprocess.PIPE,
-            stdout=2,  # by number: Celery puts an object without a descriptor in the place of sys.stderr
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=[writing],
             process_group=0,
         )
     finally:
         os.close(writing)
+    relay = threading.Thread(target=copy_context().run, args=(_relay, child.stdout, module), daemon=True)
+    relay.start()
     try:
         yield child
     finally:
@@ -138,6 +147,27 @@ def _started(
         if child.stdin:
             child.stdin.close()
         child.wait()
+        relay.join(RELAY_SECONDS)  # to the last word; who left the group and holds the pipe is not waited for
+
+
+def _relay(said: IO[bytes], module: str) -> None:
+    """Log what a child says: whatever its input made it say stays one line, and about its own job."""
+    log = logging.getLogger(module)
+    with said:
+        while line := said.readline(LONGEST_LINE):
+            level, message, exception = _understood(line)
+            with logs.about(**exception):
+                log.log(level, "%s", message)
+
+
+def _understood(line: bytes) -> tuple[int, str, dict[str, str]]:
+    """Read level, message and traceback of a line in our format; any other is all message."""
+    try:
+        entry = json.loads(line)
+        level, message = logging.getLevelNamesMapping()[entry["level"]], entry["message"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return logging.INFO, line.decode(errors="replace").rstrip(), {}
+    return level, str(message), {"exception": str(entry["exception"])} if "exception" in entry else {}
 
 
 def _follow(

@@ -22,7 +22,7 @@ from jobs.database import SAFE_WAL, database_url, engine_of
 from jobs.errors import JobsError
 from jobs.models import Check, CheckState, Diagnosis, LayerState
 from jobs.queue import CeleryQueue
-from jobs.settings import Settings
+from jobs.settings import Settings, faults
 from jobs.store import JobStore
 from worker.sandbox.probe import SelfTestFailedError, probe
 
@@ -36,12 +36,12 @@ def examine() -> Iterator[Check]:
     try:
         settings = Settings()
     except ValidationError as error:
-        said = (f"MEDIC_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
-        yield Check(name="settings", state="broken", detail="; ".join(said))
+        yield Check(name="settings", state="broken", detail=faults(error))
         return
     yield Check(name="settings", state="ok", detail="they hold")
     yield _data_folder(settings)
     yield _database(settings)
+    yield _retention(settings)
     yield _broker(settings)
     yield _device(settings)
     yield from _sandbox(settings)
@@ -85,6 +85,12 @@ def _database(settings: Settings) -> Check:
     finally:
         engine.dispose()
     return Check(name="database", state="ok", detail=f"{backend} answers")
+
+
+def _retention(settings: Settings) -> Check:
+    days = settings.retention_days
+    kept = "all is kept for ever" if days is None else f"results and files are kept for {days:g} days"
+    return Check(name="retention", state="ok", detail=kept)
 
 
 def _broker(settings: Settings) -> Check:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs import logs
 from jobs.models import SandboxLayer
 from worker.exhaustion import exit_without_room
 from worker.process import die_with_parent
@@ -19,6 +20,7 @@ from worker.task import INTAKE_FILE, PREPARED_FOLDER, TASK_FILE, Intake, Task
 def main(arguments: Sequence[str]) -> None:
     """Prepare the task in the folder that is named."""
     die_with_parent()
+    logs.configure(as_json=True)  # to the supervisor
     (folder,) = map(Path, arguments)
     task = Task.model_validate_json((folder / TASK_FILE).read_bytes())
     with exit_without_room():

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from jobs import logs
 from jobs.claims import Claim, Outcome
 from jobs.errors import DatabaseUnavailableError
 from jobs.models import JobId
@@ -25,16 +26,18 @@ def run(job_id: JobId, *, jobs: JobStore, supervise: Callable[[Claim], Outcome |
         jobs: The store.
         supervise: Does the work; returns None when the claim was lost on the way, and then nothing is written.
     """
-    claim = jobs.claim(job_id)
-    if claim is None:
-        log.info("job %s has a worker or needs none", job_id)
-        return
-    log.info("job %s: attempt %d, token %d", job_id, claim.attempt, claim.token)
-    outcome = supervise(claim)
-    if outcome is None or not _finished(jobs, claim, outcome):
-        log.warning("job %s: token %d is no longer ours, nothing written", job_id, claim.token)
-        return
-    log.info("job %s: %s", job_id, type(outcome).__name__.lower())
+    with logs.about(job_id=job_id):
+        claim = jobs.claim(job_id)
+        if claim is None:
+            log.info("the job has a worker or needs none")
+            return
+        with logs.about(tenant=claim.tenant, attempt=claim.attempt, token=claim.token):
+            log.info("job claimed")
+            outcome = supervise(claim)
+            if outcome is None or not _finished(jobs, claim, outcome):
+                log.warning("the job is no longer ours, nothing written")
+            else:
+                log.info("job let go of: %s", type(outcome).__name__.lower())
 
 
 def _finished(jobs: JobStore, claim: Claim, outcome: Outcome) -> bool:
@@ -43,6 +46,6 @@ def _finished(jobs: JobStore, claim: Claim, outcome: Outcome) -> bool:
         try:
             return jobs.finish(claim, outcome)
         except DatabaseUnavailableError as error:
-            log.warning("job %s: outcome not written: %s; trying again", claim.job_id, error)
+            log.warning("outcome not written: %s; trying again", error)
             time.sleep(RETRY_SECONDS)
     return jobs.finish(claim, outcome)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ class Supervisor:
                 try:
                     state = self.jobs.beat(claim)
                 except JobsError as error:
-                    log.warning("job %s: lease not renewed: %s", claim.job_id, error)
+                    log.warning("lease not renewed: %s", error)
                     continue
                 if state is None:
                     watch.lease_lost.set()
@@ -98,7 +99,7 @@ class Supervisor:
                 if state == "cancelling":
                     watch.cancelled.set()
 
-        thread = threading.Thread(target=beat, name=f"lease-{claim.job_id}", daemon=True)
+        thread = threading.Thread(target=copy_context().run, args=(beat,), name=f"lease-{claim.job_id}", daemon=True)
         thread.start()
         try:
             yield
@@ -182,7 +183,7 @@ class _Run:
             if self.watch.stopping.is_set():
                 self.watch.safe.set()
             if kept:
-                log.info("job %s: checkpoint of epoch %d kept", self.claim.job_id, event["epoch"])
+                log.info("checkpoint of epoch %d kept", event["epoch"])
         else:
             progress = event.get("progress")
             self._advance(event["phase"], Progress.model_validate(progress) if progress else None)
@@ -190,9 +191,9 @@ class _Run:
     def _advance(self, phase: Phase, progress: Progress | None = None) -> None:
         try:
             if not self.supervisor.jobs.advance(self.claim, phase=phase, progress=progress):
-                log.info("job %s: progress refused", self.claim.job_id)  # cancelling, or lost: the next beat says which
+                log.info("progress refused")  # cancelling, or lost: the next beat says which
         except JobsError as error:
-            log.warning("job %s: progress not shown: %s", self.claim.job_id, error)  # it is only for display
+            log.warning("progress not shown: %s", error)  # it is only for display
 
     def _patiently(self, write: Callable[[], bool]) -> bool:
         """Write what must not be missing; wait while the database is away, as long as the job has any time left."""
@@ -202,7 +203,7 @@ class _Run:
             except DatabaseUnavailableError as error:
                 if self.watch.reason_to_end(time.monotonic(), stall_seconds=math.inf):
                     raise
-                log.warning("job %s: %s; trying again", self.claim.job_id, error)
+                log.warning("%s; trying again", error)
                 time.sleep(RETRY_SECONDS)
 
     def _fetched(self, sha256: str) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import signal
-import sys
 import threading
 
+from jobs import logs
 from jobs.artifacts import open_artifacts
 from jobs.queue import open_queue
 from jobs.settings import Settings
@@ -18,7 +17,7 @@ from worker.process import die_with_parent, set_on_signal
 def main() -> None:
     """Sweep until SIGTERM or SIGINT, or until the worker that started this process is gone."""
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    logs.configure()
     settings = Settings()
     stopping = threading.Event()
     set_on_signal(stopping, signal.SIGTERM, signal.SIGINT)

@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import bootsteps
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 from pydantic import ValidationError
 
+from jobs import logs
 from jobs.models import JobId
 from jobs.queue import RUN_JOB, celery_app
-from jobs.settings import Settings
+from jobs.settings import Settings, faults
 from worker.entry import RefusedStartError, enter
 from worker.process import PARENT_PID, die_with_parent, set_on_signal
 from worker.resources import supervisor
 from worker.run import run
+
+log = logging.getLogger("worker")
 
 DRAIN = signal.SIGUSR2
 """To a process of the pool. Celery itself sends SIGUSR1 there and ignores SIGTERM in a warm shutdown."""
 SWEEPER_CHECK_SECONDS = 2.0
 
 
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _log_as_all_do(**_: Any) -> None:
+    """Instead of what Celery would set up."""
+    logs.configure()
+
+
+def _refuse_start(reason: str) -> NoReturn:
+    log.critical("the worker does not start: %s", reason)
+    sys.exit(os.EX_CONFIG)
+
+
 def _broker_url() -> str:
+    logs.configure()  # Celery warns of things before it sets its logs up
     try:
         broker = Settings().broker_url
     except ValidationError as error:
-        sys.stderr.write(f"the worker does not start: {error}\n")
-        sys.exit(os.EX_CONFIG)
+        _refuse_start(faults(error))
     if broker is None:
-        sys.stderr.write("MEDIC_BROKER_URL is not set. Without a broker, start `python -m worker`, which polls.\n")
-        sys.exit(os.EX_CONFIG)
+        _refuse_start("MEDIC_BROKER_URL is not set. Without a broker, start `python -m worker`, which polls.")
     return broker.get_secret_value()
 
 
@@ -78,7 +92,7 @@ class EntryStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             self._registered = enter(Settings())
         except RefusedStartError as error:
-            sys.stderr.write(f"the worker does not start: {error}\n")
+            log.critical("the worker does not start: %s", error)
             sys.exit(error.status)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from jobs import logs
 from jobs.models import Failure, Phase
 from medic_core.removal import Progress
 from medic_core.removal.training import State
@@ -118,7 +119,7 @@ def _out_of_memory(code: str, error: Exception) -> Result:
 def main() -> None:
     """Run the one task that the command line names."""
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+    logs.configure(as_json=True)  # to the supervisor
     task_dir = Path(sys.argv[1])
     with exit_without_room():
         result = train(task_dir)

@@ -33,7 +33,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("", summary="List a job's artifacts", operation_id="list_artifacts", responses=problems(404, 409))
+@router.get("", summary="List a job's artifacts", operation_id="list_artifacts", responses=problems(404, 409, 410))
 def list_artifacts(job_id: str, jobs: Jobs) -> tuple[Artifact, ...]:
     """Empty when the job failed or was cancelled."""
     _require_finished(job_id, jobs)

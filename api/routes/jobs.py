@@ -12,6 +12,7 @@ from api.dependencies import After, JobQueue, Jobs, Limit, MetadataFilter, Poste
 from api.idempotency import OnlyOnce
 from api.openapi import METADATA_PARAMETER, SPEC_BODY, problems
 from api.ranges import matches
+from jobs import logs
 from jobs.errors import QueueUnavailableError
 from jobs.idempotency import Reservation
 from jobs.models import Digest, Job, JobPage, JobSpec, Status
@@ -43,10 +44,12 @@ async def create_job(
 def start(spec: JobSpec, jobs: Jobs, queue: JobQueue, reservation: Reservation | None) -> Job:
     """Record a job, then tell the workers."""
     job = jobs.create(spec, reservation)  # committed before any worker can hear of it
-    try:
-        queue.announce(job.id)
-    except QueueUnavailableError as error:
-        log.warning("job %s waits for the sweeper to announce it: %s", job.id, error)
+    with logs.about(job_id=job.id):
+        log.info("job created")
+        try:
+            queue.announce(job.id)
+        except QueueUnavailableError as error:
+            log.warning("the job waits for the sweeper to announce it: %s", error)
     return job
 
 
@@ -92,7 +95,7 @@ def list_jobs(
     operation_id="get_job",
     dependencies=[allowed("jobs:read")],
     response_model=Job,
-    responses={304: {"description": "Not Modified"}, **problems(404)},
+    responses={304: {"description": "Not Modified"}, **problems(404, 410)},
 )
 def get_job(
     job_id: str, request: Request, jobs: Jobs, if_none_match: Annotated[str | None, Header()] = None

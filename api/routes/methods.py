@@ -62,6 +62,7 @@ class Limits(Reply):
     tenant_bytes: int | None
     requests_per_minute: int | None
     default_deadline_seconds: int
+    retention_days: float | None = Field(description="What jobs made, and files, are kept for; null: for ever.")
 
 
 @router.get("/methods", summary="List the removal methods", operation_id="list_methods")
@@ -100,4 +101,5 @@ def get_limits(settings: ServiceSettings) -> Limits:
         tenant_bytes=settings.tenant_bytes_limit,
         requests_per_minute=settings.requests_per_minute,
         default_deadline_seconds=settings.deadline_seconds,
+        retention_days=settings.retention_days,
     )

@@ -36,7 +36,7 @@ _ROLES: Mapping[str, Role] = MappingProxyType(
 )
 _CREATE, _ADD_FILE = "jobs.tenant:TenantStore.create", "jobs.tenant:TenantStore.add_file"
 _FINISH, _SAVE = "jobs.store:JobStore.finish", "jobs.store:JobStore.save_checkpoint"
-_PUBLISH, _SYNC = "jobs.artifacts:FolderStore._publish", "jobs.artifacts:_sync_folder"
+_PUBLISH, _SYNC = "jobs.artifacts:FolderStore._publish", "jobs.artifacts:sync_folder"
 
 POINTS: Sequence[str] = (
     # an upload: fsynced; renamed; folder synced, no record; record written, no commit; committed, not answered

@@ -143,7 +143,7 @@ def _runs(house: House) -> dict[JobId, int]:
 def _effects(house: House) -> Counter[str]:
     """How often workers say that each job succeeded: that they were the one whose commit was taken."""
     logs = "".join(path.read_text(errors="replace") for path in house.stack.folder.glob("*.log"))
-    return Counter(re.findall(r"(job_[0-9a-f]+): succeeded", logs))
+    return Counter(re.findall(r"\bjob_id=(job_\w+)\b.*: job let go of: succeeded$", logs, re.MULTILINE))
 
 
 def _untrue(house: House) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ WORKERS = 4
 CLIENTS = 8
 MOST_SECONDS = 60.0
 END_SECONDS = 900.0
-ENDED = re.compile(r"job (job_\w+): (?:succeeded|failed|cancelled|crashed|released)$", re.MULTILINE)
+ENDED = re.compile(r"\bjob_id=(job_\w+)\b.*: job let go of: \w+$", re.MULTILINE)
 """What a worker logs once the outcome that it brought was accepted."""
 
 

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Server:
-    """A running API; ``lines`` is what it has said on stderr up to where it listens, and the line about its key."""
+    """A running API and its log."""
 
-    process: subprocess.Popen[str]
-    lines: list[str]
+    process: subprocess.Popen[bytes]
+    log: Path
     url: str
     data_dir: Path
 
@@ -43,15 +44,16 @@ def running(data_dir: Path, patience: Patience = USUAL_PATIENCE, **settings: str
     environment |= {"MEDIC_DATA_DIR": str(data_dir), "MEDIC_PORT": "0", **settings}
     start = f"from api.__main__ import main; from api.deadlines import Patience; main({patience})"
     command = [sys.executable, *(["-m", "api"] if patience == USUAL_PATIENCE else ["-c", start])]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        tempfile.NamedTemporaryFile(prefix="medic-log-") as log,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log) as process,
+    ):
         try:
-            assert process.stderr is not None
-            lines = [process.stderr.readline().strip()]
-            listening = re.fullmatch(r"listening on (http://127\.0\.0\.1:[1-9][0-9]*)", lines[0])
-            assert listening is not None, lines[0] + process.stderr.read()
-            if "MEDIC_API_KEY" not in settings:
-                lines.append(process.stderr.readline().strip())
-            yield Server(process, lines, listening[1], data_dir)
+            said = Path(log.name)
+            wait_until(lambda: "listening on" in said.read_text() or process.poll() is not None, 30)
+            listening = re.search(r"listening on (http://127\.0\.0\.1:[1-9][0-9]*)", said.read_text())
+            assert listening is not None, said.read_text()
+            yield Server(process, said, listening[1], data_dir)
         finally:
             process.kill()
 

@@ -19,6 +19,7 @@ from api.ranges import byte_range
 from jobs.artifacts import FolderStore
 from jobs.store import JobStore
 from tests.api.harness import problem
+from tests.jobs.samples import change_row
 
 CONTENT = bytes(number * 7 % 251 for number in range(600_000))  # more than two chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -165,3 +166,15 @@ def test_a_cancelled_job_has_none(client: httpx.Client, queued: str) -> None:
 def test_bytes_that_are_lost_are_gone(client: httpx.Client, job: str, blobs: FolderStore) -> None:
     blobs.path(SHA256).unlink()
     problem(client.get(f"{job}/artifacts/weights"), 410, "blob_missing")
+
+
+def test_what_retention_has_removed_is_gone_and_not_unknown(
+    client: httpx.Client, store: JobStore, queued: str, finish: Callable[..., None]
+) -> None:
+    finish(queued, report=b"{}")
+    change_row(store, queued, expired=1)
+    for path in ("", "/artifacts", "/artifacts/report"):
+        problem(client.get(f"/v1/jobs/{queued}{path}"), 410, "job_expired")
+    assert client.get("/v1/jobs").json()["jobs"] == []
+    assert client.delete(f"/v1/jobs/{queued}").status_code == 204
+    problem(client.get(f"/v1/jobs/{queued}"), 404, "unknown_job")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from jobs.errors import DatabaseUnavailableError, JobsError
 from jobs.store import JobStore
 from jobs.tenant import TenantStore
 from tests.api.harness import KEY, client_of, problem
+from tests.logs import logged
 
 
 def subclasses(root: type[JobsError]) -> Iterator[type[JobsError]]:
@@ -202,18 +202,19 @@ def test_no_json_object_is_too_odd_for_an_answer(client: httpx.Client, value: di
 
 
 def test_a_failure_of_the_service_is_logged_under_its_request_and_tells_nothing(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("the password is swordfish")
 
     monkeypatch.setattr(TenantStore, "get", fail)
-    answer = client.get("/v1/jobs/job_1", headers={"X-Request-Id": "trace-7"})
+    with logged() as lines:
+        answer = client.get("/v1/jobs/job_1", headers={"X-Request-Id": "trace-7"})
     assert problem(answer, 500, "internal")["request_id"] == "trace-7"
     assert "swordfish" not in answer.text
-    record = next(record for record in caplog.records if record.levelno == logging.ERROR)
-    assert "trace-7" in record.getMessage()
-    assert "swordfish" in caplog.text
+    (line,) = [each for each in lines if each["level"] == "ERROR"]
+    assert line["request_id"] == "trace-7"
+    assert line["exception"].endswith("RuntimeError: the password is swordfish")
 
 
 def test_a_silent_database_asks_for_patience(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

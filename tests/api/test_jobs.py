@@ -14,6 +14,7 @@ from jobs.store import JobStore
 from jobs.tenant import TenantStore
 from tests.api.harness import FakeQueue, problem, upload
 from tests.jobs.samples import mine
+from tests.logs import logged
 
 
 def test_a_created_job_can_be_followed(client: httpx.Client, spec: dict[str, Any], queue: FakeQueue) -> None:
@@ -25,6 +26,15 @@ def test_a_created_job_can_be_followed(client: httpx.Client, spec: dict[str, Any
     assert answer.headers["location"] == job["links"]["self"] == f"/v1/jobs/{job['id']}"
     assert int(answer.headers["retry-after"]) > 0
     assert client.get(answer.headers["location"]).json() == job
+
+
+def test_the_log_of_a_job_s_creation_joins_request_and_job(client: httpx.Client, spec: dict[str, Any]) -> None:
+    with logged() as lines:
+        job_id = client.post("/v1/jobs", json=spec, headers={"X-Request-Id": "req-7"}).json()["id"]
+    made, over = [line for line in lines if line["logger"].startswith("api")]
+    assert (made["message"], made["job_id"]) == ("job created", job_id)
+    assert (over["method"], over["path"], over["status"]) == ("POST", "/v1/jobs", 202)
+    assert {(line["request_id"], line["tenant"]) for line in (made, over)} == {("req-7", "default")}
 
 
 def test_the_record_resolves_every_value_of_the_preset(client: httpx.Client, spec: dict[str, Any]) -> None:

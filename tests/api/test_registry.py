@@ -70,6 +70,7 @@ def test_limits_are_those_of_the_settings(client: httpx.Client, settings: Settin
         "tenant_bytes": None,
         "requests_per_minute": None,
         "default_deadline_seconds": settings.deadline_seconds,
+        "retention_days": None,
     }
 
 

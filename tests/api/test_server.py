@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -37,13 +38,14 @@ def server(tmp_path: Path, key: str) -> Iterator[Server]:
 
 def test_the_first_start_shows_a_key_and_later_ones_do_not(tmp_path: Path) -> None:
     with running(tmp_path) as first:
-        shown = re.search(r"mdk_\S+", first.lines[1])
+        wait_until(lambda: "shown only this once: mdk_" in first.log.read_text())
+        shown = re.search(r"mdk_\S+", first.log.read_text())
         assert shown is not None
         with first.client(shown[0]) as client:
             assert client.get("/v1/limits").status_code == 200
     with running(tmp_path) as second:
-        assert "mdk_" not in second.lines[1]
-        assert "medic keys create" in second.lines[1]
+        wait_until(lambda: "medic keys create" in second.log.read_text())
+        assert "mdk_" not in second.log.read_text()
         with second.client(shown[0]) as client:
             assert client.get("/v1/limits").status_code == 200
     assert not any(shown[0].encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -56,6 +58,25 @@ def test_a_malformed_setting_stops_the_start(tmp_path: Path, setting: dict[str, 
     assert ended.returncode == os.EX_CONFIG
     assert "does not start" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_every_line_of_a_log_for_machines_is_an_object_whatever_is_asked_for(tmp_path: Path, key: str) -> None:
+    with running(tmp_path, MEDIC_API_KEY=key, MEDIC_LOG_FORMAT="json") as server, server.client(key) as client:
+        client.get("/v1/x%0A%7B%22level%22:%20%22INFO%22%7D%1B%5B2J%0D%0A", headers={"X-Request-Id": "mine"})
+        exchange(server, "GET / HTTP/9\r\n\r\n")
+        wait_until(lambda: "mine" in server.log.read_text())
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    (asked,) = [line for line in lines if line.get("request_id") == "mine"]
+    assert {"level", "logger", "message"} <= asked.keys()
+    assert (asked["method"], asked["status"], 0 <= asked["seconds"] < 60) == ("GET", 404, True)
+    assert asked["path"] == '/v1/x\n{"level": "INFO"}\x1b[2J\r\n'
+
+
+def test_a_log_for_machines_holds_no_key(tmp_path: Path) -> None:
+    with running(tmp_path, MEDIC_LOG_FORMAT="json") as server:
+        wait_until(lambda: "medic keys create" in server.log.read_text())
+        assert "mdk_" not in server.log.read_text()
+        assert '"logger": "api"' in server.log.read_text()
 
 
 def test_an_upload_stays_in_bounded_memory_and_leaves_the_service_free(server: Server, key: str) -> None:

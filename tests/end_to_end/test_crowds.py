@@ -100,8 +100,8 @@ def test_four_workers_and_two_sweepers_run_and_end_every_job_once(
         assert {len(client.artifacts(job.id)) for job in jobs if job.status == "succeeded"} == {1}
     service.end()  # what is in the logs by now is all
     logs = "\n".join(map(service.log, helpers))
-    claimed = Counter(re.findall(r"(job_\w+): attempt", logs))
-    ended = Counter(re.findall(r"(job_\w+): (?:succeeded|failed|cancelled)", logs))
+    claimed = Counter(re.findall(r"job_id=(job_\w+)\b.*: job claimed", logs))
+    ended = Counter(re.findall(r"job_id=(job_\w+)\b.*: job let go of: (?:succeeded|failed|cancelled)", logs))
     assert set(claimed.values()) == {1}
     assert ended == claimed
     swept = sum(int(count) for count in re.findall(r"deadline_exceeded=(\d+)", logs))

@@ -89,7 +89,7 @@ def test_the_judge_sees_what_is_lost_doubled_and_untrue(inputs: Path, tmp_path: 
             connection.execute(update(jobs).where(jobs.c.id == lost).values(status="running"))
         engine.dispose()
         del house.posted[1]
-        (house.stack.folder / "another.log").write_text(f"job {twice}: succeeded\n")
+        (house.stack.folder / "another.log").write_text(f"[job_id={twice}]: job let go of: succeeded\n")
         tally = judged(house, [Fault("F", lambda _: None)])["F"]
         for worker in house.workers:
             signal_all(worker.family(), signal.SIGCONT)

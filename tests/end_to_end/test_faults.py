@@ -23,7 +23,7 @@ def epochs_done(client: MedicClient, job_id: JobId) -> float:
 
 
 def kept_epochs(log: str, job_id: JobId) -> list[int]:
-    return [int(epoch) for epoch in re.findall(rf"{job_id}: checkpoint of epoch (\d+) kept", log)]
+    return [int(epoch) for epoch in re.findall(rf"{job_id}.*: checkpoint of epoch (\d+) kept", log)]
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ def main() -> None:
                 Events().send(argument)
             case "tell":
                 Events().send({name: os.environ.get(name) for name in argument})
+            case "say":
+                os.write(2, argument.encode())
             case "close_events":
                 os.close(int(os.environ["MEDIC_EVENTS_FD"]))
             case "spawn":

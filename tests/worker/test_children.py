@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from jobs.logs import about
+from tests.logs import logged
 from worker.children import Ended, Event, Watch, run_child
 from worker.process import CHILD_ENVIRONMENT
 
@@ -77,6 +79,28 @@ def test_a_child_learns_no_secret_of_the_worker(tmp_path: Path, monkeypatch: pyt
     heard: list[Event] = []
     child_that(tmp_path, ("tell", [*secrets, "PATH"]), on_event=heard.append)
     assert heard == [{**dict.fromkeys(secrets), "PATH": os.environ["PATH"]}]
+
+
+def test_what_a_child_says_is_a_line_about_its_own_job_whatever_it_pretends(tmp_path: Path) -> None:
+    entry = {"level": "WARNING", "message": "slow\nvery", "exception": "Traceback\n…"}
+    pretended = json.dumps({**entry, "logger": "api", "job_id": "job_2", "time": "2000-01-01T00:00:00Z"})
+    said = f'{pretended}\nlibpng\x1b[2J: bad\r\n{{"level": 3}}\n[]\n{"[" * 100_000}\nno end'
+    with logged() as lines, about(job_id="job_1"):
+        assert child_that(tmp_path, ("say", said), ("exit", 0)) == Ended("ended", 0)
+    first, second, *others = lines
+    assert entry.items() <= first.items()
+    assert first["time"] > "2020"
+    assert second["message"] == "libpng\x1b[2J: bad"
+    assert [line["message"].strip("[") for line in others] == ['{"level": 3}', "]", "", "", "no end"]
+    assert {(line["job_id"], line["logger"]) for line in lines} == {("job_1", STUB)}
+
+
+def test_a_child_that_fails_is_logged_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text("no task")
+    with logged() as lines:
+        run_child("worker.trainer", tmp_path, watch=watch(), stall_seconds=60, on_event=ignore)
+    assert [(line["level"], line["logger"]) for line in lines] == [("CRITICAL", "worker.trainer")]
+    assert "ValidationError" in lines[0]["exception"]
 
 
 @pytest.mark.parametrize("reason", ["cancelled", "lease_lost"])

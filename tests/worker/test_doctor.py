@@ -13,7 +13,7 @@ from jobs.settings import Settings
 from jobs.store import open_store
 from worker.doctor import examine
 
-QUICK = ("python", "sqlite", "settings", "data folder", "database", "broker")
+QUICK = ("python", "sqlite", "settings", "data folder", "database", "retention", "broker")
 """What is looked at before PyTorch is loaded."""
 
 
