@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
 
 from api.dependencies import Artifacts, Jobs, allowed
 from api.openapi import problems
@@ -101,18 +99,11 @@ def _send(path: Path, artifact: Artifact, wanted: range | None, headers: dict[st
     if wanted is not None:
         headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{artifact.bytes}"
     status = 200 if wanted is None else 206
-    return _Download(_read(path, positions), status, headers, artifact.media_type)
+    return StreamingResponse(_read(path, positions), status, headers, artifact.media_type)
 
 
-class _Download(StreamingResponse):
-    """Closes its file as soon as the client is gone; what iterates over a generator leaves that to the collector."""
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(cast("AsyncGenerator[bytes, None]", self.body_iterator)):
-            await super().stream_response(send)
-
-
-async def _read(path: Path, positions: range) -> AsyncGenerator[bytes, None]:
+async def _read(path: Path, positions: range) -> AsyncIterator[bytes]:
+    # Not a plain generator: one that starlette iterates over in threads stays open when the client goes away.
     with await run_in_threadpool(path.open, "rb") as file:
         file.seek(positions.start)
         left = len(positions)

@@ -6,13 +6,16 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
 from benchmarks.faults.__main__ import small_disk, summary
 from benchmarks.faults.house import House, open_house, signal_all
+from benchmarks.faults.injection import POINTS
 from benchmarks.faults.kinds import HouseName
 from benchmarks.faults.programme import LAST, Fault, faults_of, go_through, judged, points_of
 from jobs.database import writing
@@ -47,6 +50,18 @@ def stand(house: House, faults: Sequence[Fault]) -> None:
 def chosen(name: HouseName, *words: str, trains: bool = False) -> list[Fault]:
     faults = faults_of(name, seed=0, share=ONCE, trains=trains)
     return [fault for fault in faults if any(word in fault.name for word in words)]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_point_is_where_its_name_says(point: str) -> None:
+    role, moment, target, *_ = point.split(" ")
+    module, _, path = target.partition(":")
+    found: Any = import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert callable(found)
+    assert role in ("api", "worker", "intake", "trainer")
+    assert moment in ("before", "in", "after")
 
 
 def test_no_job_is_lost_or_doubled_by_a_fault_of_any_kind(inputs: Path, tmp_path: Path) -> None:
