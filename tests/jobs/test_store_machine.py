@@ -49,6 +49,7 @@ class Model:
     overdue: bool = False
     young: bool = True
     announced: bool | None = None
+    checkpoint: CheckpointRecord | None = None
     reason: str | None = None
     end: Job | None = field(default=None, repr=False)
 
@@ -66,7 +67,7 @@ class Model:
         return self.claimable and not (self.young if self.announced is None else self.announced)
 
     def ended(self, status: str, reason: str) -> None:
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.checkpoint = status, reason, None
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -164,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
         model.lost += model.silent
         model.status, model.expired = "running", False
         model.token, model.attempt = model.token + 1, model.attempt + 1
-        assert (claim.token, claim.attempt) == (model.token, model.attempt)
+        assert (claim.token, claim.attempt, claim.checkpoint) == (model.token, model.attempt, model.checkpoint)
         return claim
 
     def _owner(self, claim: Claim) -> Model | None:
@@ -185,8 +186,10 @@ class StoreMachine(RuleBasedStateMachine):
         good = model is not None and model.status == "running"
         progress = Progress(fraction=step / 10, step=step, total_steps=10)
         assert self.store.advance(claim, phase="clone", progress=progress) == good
-        assert self.store.save_checkpoint(claim, CheckpointRecord(digest(str(claim.token)), step)) == good
-        if good:
+        checkpoint = CheckpointRecord(digest(str(claim.token)), step)
+        assert self.store.save_checkpoint(claim, checkpoint) == good
+        if model is not None and good:
+            model.checkpoint = checkpoint
             assert mine(self.store).get(claim.job_id).progress == progress
 
     @rule(claim=claims, outcome=st.sampled_from(OUTCOMES))
@@ -313,11 +316,13 @@ class StoreMachine(RuleBasedStateMachine):
         assert (job.summary is not None) == (model.status == "succeeded")
 
     @invariant()
-    def tokens_and_artifacts_are_those_of_the_model(self) -> None:
+    def tokens_checkpoints_and_artifacts_are_those_of_the_model(self) -> None:
         with reading(self.engine) as connection:
-            tokens = {row.id: row.token for row in connection.execute(select(jobs.c.id, jobs.c.token))}
+            rows = connection.execute(select(jobs.c.id, jobs.c.token, jobs.c.checkpoint_sha256)).all()
             named = connection.execute(select(artifacts.c.job_id)).scalars().all()
-        assert tokens == {job_id: model.token for job_id, model in self.models.items()}
+        assert {job_id: held for job_id, *held in rows} == {
+            job_id: [model.token, model.checkpoint and model.checkpoint.sha256] for job_id, model in self.models.items()
+        }
         succeeded = [job_id for job_id, model in self.models.items() if model.status == "succeeded"]
         assert sorted(named) == sorted(succeeded * len(SUCCESS.artifacts))
 
