@@ -9,8 +9,6 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
 from jobs.models import SandboxMode
 
@@ -77,8 +75,13 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        from sqlalchemy import make_url  # settings are read also where there is no database
+        from sqlalchemy.exc import ArgumentError
+
         try:
-            if value is None or re.match(r"(sqlite|postgresql)(\+|$)", make_url(value.get_secret_value()).drivername):
+            if re.match(r"(sqlite|postgresql)(\+|$)", make_url(value.get_secret_value()).drivername):
                 return value
         except (ArgumentError, ValueError):  # which may quote the URL, and so its password
             pass
