@@ -19,6 +19,7 @@ import click
 from benchmarks.load import connections, listing, memory, overhead, polling, posting, uploads
 from benchmarks.load.figures import Measured
 from benchmarks.machine import describe_machine, keep_among
+from medic_client.supervise import sigterm_interrupts
 
 RESULT = Path(__file__).parents[1] / "results" / "load.json"
 Part = Callable[[Path, float], Measured]
@@ -57,7 +58,7 @@ def main(only: tuple[str, ...], scale: float, minutes: float) -> None:
     kept = True
     for name in only or PARTS:
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix=f"medic-{name}-") as folder:
+        with sigterm_interrupts(), tempfile.TemporaryDirectory(prefix=f"medic-{name}-") as folder:
             measured = parts[name](Path(folder), scale)
         click.echo(table(name, measured))
         kept &= all(target.met for target in measured.targets)
