@@ -83,7 +83,7 @@ def _some_time(house: House) -> None:
 # --- processes ------------------------------------------------------------------------------------
 
 
-@kind("F1 worker and its children killed", times=20)
+@kind("F1 worker and its children killed", times=12)
 def kill_a_worker_with_its_children(house: House, name: str) -> None:
     """At a random time."""
     house.post(name)
@@ -91,7 +91,7 @@ def kill_a_worker_with_its_children(house: House, name: str) -> None:
     house.kill_family(house.random.choice(house.workers))
 
 
-@kind("F2 worker killed alone", times=8)
+@kind("F2 worker killed alone", times=5)
 def kill_a_worker_alone(house: House, name: str) -> None:
     """While it has a child, which has to die too."""
     posted = house.post(name)
@@ -100,7 +100,7 @@ def kill_a_worker_alone(house: House, name: str) -> None:
     house.kill(worker, name)
 
 
-@kind("F2 child killed", times=8)
+@kind("F2 child killed", times=5)
 def kill_a_child(house: House, name: str) -> None:
     """At a random time of its life; the job stands that once."""
     job_id = house.post(name).job_id.result()
@@ -110,7 +110,7 @@ def kill_a_child(house: House, name: str) -> None:
     house.wait_until_ended(job_id)
 
 
-@kind("F2 API killed", times=8)
+@kind("F2 API killed", times=5)
 def kill_an_api(house: House, name: str) -> None:
     """While a client posts."""
     house.post(name)
@@ -118,7 +118,7 @@ def kill_an_api(house: House, name: str) -> None:
     house.kill(house.apis[0], name)
 
 
-@kind("F2 sweeper killed", times=4, houses=("scaled",))
+@kind("F2 sweeper killed", times=3, houses=("scaled",))
 def kill_the_sweepers(house: House, name: str) -> None:
     """All at once; their workers start others."""
     house.post(name)
@@ -126,7 +126,7 @@ def kill_the_sweepers(house: House, name: str) -> None:
         signal_all(worker.running("worker.sweep"), signal.SIGKILL)
 
 
-@kind("F2 worker killed in a cancelled job", times=4)
+@kind("F2 worker killed in a cancelled job", times=3)
 def kill_the_worker_of_a_cancelled_job(house: House, name: str) -> None:
     """Then the sweeper ends the job."""
     job_id = house.post(name, "cancelled").job_id.result()
@@ -158,7 +158,7 @@ def _post_without_broker(house: House, name: str) -> None:
         house.wrong.append((name, f"a POST took {took:.1f} s"))
 
 
-@kind("F4 broker killed", times=6, houses=("scaled",))
+@kind("F4 broker killed", times=4, houses=("scaled",))
 def kill_the_broker(house: House, name: str) -> None:
     """It comes back empty."""
     house.redis.kill()
@@ -169,7 +169,7 @@ def kill_the_broker(house: House, name: str) -> None:
         house.redis.start_again()
 
 
-@kind("F4 broker flushed", times=6, houses=("scaled",))
+@kind("F4 broker flushed", times=4, houses=("scaled",))
 def flush_the_broker(house: House, name: str) -> None:
     """With a message in it, or just taken out of it."""
     house.post(name)
@@ -177,7 +177,7 @@ def flush_the_broker(house: House, name: str) -> None:
         connection.flushall()
 
 
-@kind("F4 broker hangs", times=6, houses=("scaled",))
+@kind("F4 broker hangs", times=4, houses=("scaled",))
 def hang_the_broker(house: House, name: str) -> None:
     """Connections stay open and nobody answers."""
     house.redis.hang()
@@ -188,7 +188,7 @@ def hang_the_broker(house: House, name: str) -> None:
         house.redis.go_on()
 
 
-@kind("F5 message lost when it was taken", times=5, houses=("scaled",))
+@kind("F5 message lost when it was taken", times=4, houses=("scaled",))
 def lose_a_message(house: House, name: str) -> None:
     """Redis gives it to a worker that is stopped, and then killed."""
     for worker in house.workers:
@@ -198,7 +198,7 @@ def lose_a_message(house: House, name: str) -> None:
         house.kill_family(worker)
 
 
-@kind("F6 worker stopped beyond its lease", times=8)
+@kind("F6 worker stopped beyond its lease", times=5)
 def stop_a_worker_beyond_its_lease(house: House, name: str) -> None:
     """Another takes its job; then it goes on as if nothing had happened."""
     worker = house.worker_of(house.post(name).job_id.result())
@@ -208,13 +208,13 @@ def stop_a_worker_beyond_its_lease(house: House, name: str) -> None:
     signal_all(family, signal.SIGCONT)
 
 
-@kind("F7 worker asked to stop", times=8)
+@kind("F7 worker asked to stop", times=5)
 def ask_a_worker_to_stop(house: House, name: str) -> None:
     """In a job, which goes on elsewhere."""
     _end_in_time(house, name, house.worker_of(house.post(name).job_id.result()))
 
 
-@kind("F7 worker asked to stop, its child deaf", times=2, trains=True)
+@kind("F7 worker asked to stop, its child deaf", times=1, trains=True)
 def ask_the_worker_of_a_deaf_child_to_stop(house: House, name: str) -> None:
     """It must not wait for ever."""
     job_id = house.post(name).job_id.result()
@@ -244,19 +244,19 @@ def _poison(house: House, name: str, action: str, code: str) -> None:
     disarm(house.faults)
 
 
-@kind("F8 job kills itself", times=2, trains=True)
+@kind("F8 job kills itself", times=1, trains=True)
 def poison_by_killing_itself(house: House, name: str) -> None:
     """By SIGKILL, as the kernel does where memory ends."""
     _poison(house, name, "die", "trainer_killed")
 
 
-@kind("F8 job crashes", times=2, trains=True)
+@kind("F8 job crashes", times=1, trains=True)
 def poison_by_crashing(house: House, name: str) -> None:
     """By a segmentation fault."""
     _poison(house, name, "crash", "trainer_killed")
 
 
-@kind("F8 job runs out of memory", times=2, trains=True)
+@kind("F8 job runs out of memory", times=1, trains=True)
 def poison_by_memory(house: House, name: str) -> None:
     """An allocation fails."""
     _poison(house, name, "exhaust_memory", "out_of_memory")
@@ -274,7 +274,7 @@ def poison_by_hanging(house: House, name: str) -> None:
     _poison(house, name, "hang", "stalled")
 
 
-@kind("F8 job fills the disk", times=3, houses=("small disk",), trains=True)
+@kind("F8 job fills the disk", times=2, houses=("small disk",), trains=True)
 def poison_by_filling_the_disk(house: House, name: str) -> None:
     """Its neighbour on that disk runs when the room is there again, or fails for want of it too."""
     job_id = house.post(name, "storage_full").job_id.result()
@@ -299,7 +299,7 @@ def _full_disk(house: House) -> Iterator[None]:
         filler.unlink()
 
 
-@kind("F9 disk full at an upload", times=4, houses=("small disk",))
+@kind("F9 disk full at an upload", times=3, houses=("small disk",))
 def upload_to_a_full_disk(house: House, name: str) -> None:
     """Refused with 507; taken when there is room."""
     with _full_disk(house), house.client() as client:
@@ -311,7 +311,7 @@ def upload_to_a_full_disk(house: House, name: str) -> None:
     house.upload()
 
 
-@kind("F9 disk full at a POST", times=4, houses=("small disk",))
+@kind("F9 disk full at a POST", times=3, houses=("small disk",))
 def post_to_a_full_disk(house: House, name: str) -> None:
     """Accepted, or refused and accepted later."""
     with _full_disk(house):
@@ -319,7 +319,7 @@ def post_to_a_full_disk(house: House, name: str) -> None:
         time.sleep(house.random.uniform(0, AWAY_SECONDS))
 
 
-@kind("F9 disk full in a job", times=4, houses=("small disk",))
+@kind("F9 disk full in a job", times=3, houses=("small disk",))
 def fill_the_disk_in_a_job(house: House, name: str) -> None:
     """It goes on when there is room again, or says why not."""
     house.worker_of(house.post(name, "succeeded", "storage_full").job_id.result())
@@ -328,7 +328,7 @@ def fill_the_disk_in_a_job(house: House, name: str) -> None:
         time.sleep(house.random.uniform(0, AWAY_SECONDS))
 
 
-@kind("F10 database locked", times=4)
+@kind("F10 database locked", times=2)
 def lock_the_database(house: House, name: str) -> None:
     """For some seconds: everyone waits."""
     _lock(house, name, AWAY_SECONDS)
@@ -352,7 +352,7 @@ def _lock(house: House, name: str, seconds: float) -> None:
     engine.dispose()
 
 
-@kind("F10 database restarted", times=4, houses=("scaled",))
+@kind("F10 database restarted", times=3, houses=("scaled",))
 def restart_the_database(house: House, name: str) -> None:
     """In the middle of everything."""
     house.post(name)
@@ -360,7 +360,7 @@ def restart_the_database(house: House, name: str) -> None:
     house.postgresql.restart(down_seconds=house.random.uniform(0, AWAY_SECONDS))
 
 
-@kind("F10 database read-only", times=4, houses=("scaled",))
+@kind("F10 database read-only", times=3, houses=("scaled",))
 def let_nobody_write(house: House, name: str) -> None:
     """As after a failover to a replica."""
     house.post(name)
@@ -374,7 +374,7 @@ def let_nobody_write(house: House, name: str) -> None:
         connection.execute("SELECT pg_reload_conf()")
 
 
-@kind("F11 clock an hour off", times=8)
+@kind("F11 clock an hour off", times=4)
 def set_the_clock(house: House, name: str) -> None:
     """Ahead or back: every time in the rows is moved the other way, which is what a jump of the clock looks like."""
     house.worker_of(house.post(name).job_id.result())

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from benchmarks.faults.house import ENDED_SECONDS, House
 from benchmarks.faults.injection import POINTS
-from benchmarks.faults.kinds import KINDS, HouseName, reach
+from benchmarks.faults.kinds import BOTH, KINDS, HouseName, reach
 from jobs.database import reading
 from jobs.models import Job, JobId
 from jobs.tables import jobs
@@ -81,7 +81,9 @@ def faults_of(house: HouseName, *, seed: int, share: float = 1.0, trains: bool =
 
 
 def points_of(house: HouseName, *, trains: bool = True) -> list[Fault]:
-    """List a fault at every point that is reached in a house."""
+    """List a fault at every point that is reached in a house; what is on a small disk is there to fill it."""
+    if house not in BOTH:
+        return []
     return [
         Fault(POINTS_KIND, partial(reach, name=POINTS_KIND, point=point), point)
         for point in POINTS
