@@ -6,7 +6,9 @@ that starts a child is another: it leaves at once what intake and trainer would 
 
 from __future__ import annotations
 
+import math
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from jobs.models import Comparison, Summary
-from worker.children import Ended
+from worker.children import Ended, Watch
 from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, InputFindings, Intake, Result, Task
 
 WORK_SECONDS = 0.02
@@ -23,10 +25,12 @@ ARTIFACT_BYTES = 256 * 1024
 HALF = Comparison(before=0.5, after=0.5, n=100, interval_before=(0.4, 0.6), interval_after=(0.4, 0.6))
 
 
-def run_child(module: str, task_dir: Path, **_: Any) -> Ended:
-    """Take the place of ``worker.children.run_child``."""
+def run_child(module: str, task_dir: Path, *, watch: Watch, **_: Any) -> Ended:
+    """Take the place of ``worker.children.run_child``; end when the child would have to."""
     task = Task.model_validate_json((task_dir / TASK_FILE).read_bytes())
     time.sleep(WORK_SECONDS)
+    if reason := watch.reason_to_end(time.monotonic(), math.inf):
+        return Ended(reason, -signal.SIGKILL)
     if module == "worker.intake":
         inputs = {role: InputFindings(format="stand-in") for role in task.files}
         place, left = task_dir / INTAKE_FILE, Intake(num_classes=10, inputs=inputs).model_dump_json()

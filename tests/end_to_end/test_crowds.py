@@ -15,6 +15,7 @@ from time import sleep
 import httpx
 import pytest
 
+from benchmarks.load.service import STAND_IN_POLLING
 from benchmarks.servers import empty_database
 from benchmarks.stack import KEY, Stack, stack, wait_ended, wait_for
 from jobs.models import DataSpec, JobId, JobSpec, ModelSpec
@@ -23,7 +24,6 @@ from medic_client.errors import MedicApiError
 from tests.api.harness import problem
 
 SENDERS, KEYS, JOBS = 50, 5, 20
-STAND_IN = ("-m", "tests.end_to_end.stand_in")
 SWEEPER = ("-m", "worker.sweep")
 
 Start = Callable[..., Stack]
@@ -84,7 +84,7 @@ def test_four_workers_and_two_sweepers_run_and_end_every_job_once(
     postgresql_url: str, start: Start, tmp_path: Path
 ) -> None:
     service = start(MEDIC_DATABASE_URL=empty_database(postgresql_url), MEDIC_LEASE_SECONDS="60")  # nobody goes silent
-    workers = [service.start(*STAND_IN) for _ in range(4)]
+    workers = [service.start(*STAND_IN_POLLING) for _ in range(4)]
     helpers = [*workers, *(service.start(*SWEEPER) for _ in range(2))]
     with service.api() as client, service.api() as other:
         spec = uploaded(client, tmp_path)
