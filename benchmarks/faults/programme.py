@@ -92,15 +92,20 @@ def points_of(house: HouseName, *, trains: bool = True) -> list[Fault]:
 
 
 def go_through(house: House, faults: Sequence[Fault]) -> Iterator[Fault]:
-    """Do one fault after the other, yield each, and wait for every job in the end."""
-    for fault in faults:
-        house.wait_until_few(0 if fault.name == POINTS_KIND else MOST_UNFINISHED)
-        fault.strike(house)
-        yield fault
-    wait(house.uploads, timeout=ENDED_SECONDS)
-    wait([posted.job_id for posted in house.posted], timeout=ENDED_SECONDS)
-    house.wait_until_few(0)
-    house.wait_until_ended(house.post(LAST).job_id.result())
+    """Do one fault after the other, yield each, and wait for every job in the end; give up where nothing goes on."""
+    name = LAST
+    try:
+        for fault in faults:
+            house.wait_until_few(0 if fault.name == POINTS_KIND else MOST_UNFINISHED)
+            name = fault.name
+            fault.strike(house)
+            yield fault
+        wait(house.uploads, timeout=ENDED_SECONDS)
+        wait([posted.job_id for posted in house.posted], timeout=ENDED_SECONDS)
+        house.wait_until_few(0)
+        house.wait_until_ended(house.post(LAST).job_id.result())
+    except TimeoutError as error:
+        house.wrong.append((name, f"gave up: {error}"))
 
 
 def judged(house: House, faults: Sequence[Fault]) -> dict[str, Tally]:
