@@ -14,7 +14,12 @@ from worker.children import NO_ROOM_STATUS
 
 _NO_MEMORY_TEXTS = ("allocate memory", f"os error {errno.ENOMEM})")
 _TOO_LARGE_TEXTS = (f"os error {errno.EFBIG})", "File too large")
-_NO_ROOM_TEXTS = (*(f"os error {number})" for number in NO_ROOM), "No space left", "File too large", "quota exceeded")
+_TORCH_CANNOT_WRITE = ("iostream error", "unexpected pos", "PytorchStreamWriter failed")  # it does not say why
+_NO_ROOM_TEXTS = (
+    *(f"os error {number})" for number in NO_ROOM),
+    *("No space left", "File too large", "quota exceeded"),
+    *_TORCH_CANNOT_WRITE,
+)
 
 
 def is_out_of_memory(error: Exception) -> bool:
