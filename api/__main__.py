@@ -24,11 +24,11 @@ from jobs.queue import open_queue
 from jobs.settings import Settings, faults
 from jobs.store import JobStore, open_store
 
+log = logging.getLogger("api")
+
 DESCRIPTORS_PER_CONNECTION = 4  # a form has several files open
 ACCEPTED_AT_ONCE = 32  # of a crowd; then those who are in have their turn
 MOST_TO_ACCEPT = 2048
-log = logging.getLogger("api")
-
 KEEP_ALIVE_SECONDS = 15
 GRACE_SECONDS = 3
 

@@ -7,9 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,13 +145,40 @@ def wait_ended(client: MedicClient, job_id: JobId, seconds: float = 120) -> Job:
     return last
 
 
+@contextmanager
+def beside(loop: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run a loop in a thread, and tell it by the event when the block is over."""
+    over = threading.Event()
+    thread = threading.Thread(target=loop, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return a process and all its descendants; none where it has just ended."""
+    try:
+        own = psutil.Process(process.pid)
+        return [own, *own.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    """Send a signal to those that are still there."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
     """``kill -9`` a process and all its descendants at once."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.send_signal(signal.SIGSTOP)  # nobody notices the death of another
-    for member in family:
-        member.kill()
+    family = family_of(process)
+    signal_all(family, signal.SIGSTOP)  # nobody notices the death of another
+    signal_all(family, signal.SIGKILL)
     process.wait()
     psutil.wait_procs(family[1:], timeout=5)
 

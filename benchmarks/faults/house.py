@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from sqlalchemy import Engine, make_url
 
 from benchmarks.faults.witness import Witness
 from benchmarks.servers import RunningPostgresql, RunningRedis, empty_database, free_port, redis_server
-from benchmarks.stack import KEY, Stack, stack, wait_for
+from benchmarks.stack import KEY, Stack, beside, family_of, stack, wait_for
 from jobs.database import engine_of
 from jobs.models import FileId, JobId, Purpose
 from medic_client.client import MedicClient
@@ -59,11 +58,7 @@ class Program:
 
     def family(self) -> list[psutil.Process]:
         """The process and all its descendants; none where it has just ended."""
-        try:
-            own = psutil.Process(self.process.pid)
-            return [own, *own.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return family_of(self.process)
 
     def running(self, words: str) -> list[psutil.Process]:
         """Those of the family whose command has these words in it."""
@@ -258,23 +253,10 @@ class House:
         program.process.wait()
         self.expect_gone(family[1:], kind)
 
-    def kill_family(self, program: Program) -> None:
-        """``kill -9`` a process with all its descendants at once."""
-        family = program.family()
-        signal_all(family, signal.SIGSTOP)  # nobody notices the death of another
-        signal_all(family, signal.SIGKILL)
-
     def expect_gone(self, processes: list[psutil.Process], kind: str) -> None:
         """Note the processes that are still there after five seconds."""
         _, alive = psutil.wait_procs(processes, timeout=ORPHAN_SECONDS)
         self.wrong += [(kind, f"orphan {process.pid}") for process in alive]
-
-
-def signal_all(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
-    """Send a signal to those that are still there."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
 
 
 @contextmanager
@@ -324,19 +306,8 @@ def open_house(
             house.keep(*API, MEDIC_PORT=str(port))
         for _ in range(2):
             house.keep(*(CELERY_WORKER if broker else POLLING_WORKER))
-        opened.enter_context(_tended(house))
+        opened.enter_context(beside(house.tend))
         house.files = house.upload()
-        house.witness = opened.enter_context(Witness(opened.enter_context(house.client())).watching())
+        house.witness = Witness(opened.enter_context(house.client()))
+        opened.enter_context(beside(house.witness.watch))
         yield house
-
-
-@contextmanager
-def _tended(house: House) -> Iterator[None]:
-    over = threading.Event()
-    thread = threading.Thread(target=house.tend, args=(over,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()

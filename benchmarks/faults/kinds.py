@@ -17,9 +17,9 @@ import psycopg
 import redis
 from sqlalchemy import text, update
 
-from benchmarks.faults.house import GRACE_SECONDS, LEASE_SECONDS, House, Program, signal_all
+from benchmarks.faults.house import GRACE_SECONDS, LEASE_SECONDS, House, Program
 from benchmarks.faults.injection import arm, disarm, is_armed
-from benchmarks.stack import wait_for
+from benchmarks.stack import kill_tree, signal_all, wait_for
 from jobs.database import BUSY_SECONDS, writing
 from jobs.models import TERMINAL
 from jobs.tables import jobs
@@ -88,7 +88,7 @@ def kill_a_worker_with_its_children(house: House, name: str) -> None:
     """At a random time."""
     house.post(name)
     _some_time(house)
-    house.kill_family(house.random.choice(house.workers))
+    kill_tree(house.random.choice(house.workers).process)
 
 
 @kind("F2 worker killed alone", times=5)
@@ -133,7 +133,7 @@ def kill_the_worker_of_a_cancelled_job(house: House, name: str) -> None:
     worker = house.worker_of(job_id)
     with house.client() as client:
         client.cancel(job_id)
-    house.kill_family(worker)
+    kill_tree(worker.process)
     house.wait_until_ended(job_id)
 
 
@@ -195,7 +195,7 @@ def lose_a_message(house: House, name: str) -> None:
         signal_all(worker.family(), signal.SIGSTOP)
     house.post(name).job_id.result()
     for worker in house.workers:
-        house.kill_family(worker)
+        kill_tree(worker.process)
 
 
 @kind("F6 worker stopped beyond its lease", times=5)
@@ -235,11 +235,11 @@ def _end_in_time(house: House, name: str, worker: Program) -> None:
 # --- jobs that do harm ----------------------------------------------------------------------------
 
 
-def _poison(house: House, name: str, action: str, code: str) -> None:
-    """Each trainer of one job does ``action``; it fails by that name, and its neighbour does not."""
+def _poison(house: House, name: str, action: str, code: str, *of_its_neighbour: str) -> None:
+    """Each trainer of one job does ``action``; it fails by that name, and its neighbour ends as it may."""
     job_id = house.post(name, code).job_id.result()
     arm(house.faults, "trainer before worker.sanitize:sanitize", action=action, job=job_id, lasting=True)
-    house.post(name)
+    house.post(name, *of_its_neighbour)
     house.wait_until_ended(job_id)
     disarm(house.faults)
 
@@ -277,11 +277,7 @@ def poison_by_hanging(house: House, name: str) -> None:
 @kind("F8 job fills the disk", times=2, houses=("small disk",), trains=True)
 def poison_by_filling_the_disk(house: House, name: str) -> None:
     """Its neighbour on that disk runs when the room is there again, or fails for want of it too."""
-    job_id = house.post(name, "storage_full").job_id.result()
-    arm(house.faults, "trainer before worker.sanitize:sanitize", action="fill_the_disk", job=job_id, lasting=True)
-    house.post(name, "succeeded", "storage_full")
-    house.wait_until_ended(job_id)
-    disarm(house.faults)
+    _poison(house, name, "fill_the_disk", "storage_full", "succeeded", "storage_full")
 
 
 # --- disk, database, clock ------------------------------------------------------------------------

@@ -5,11 +5,8 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Self
 
 from jobs.models import TERMINAL, Job, JobId
 from medic_client.client import MedicClient
@@ -31,28 +28,17 @@ class Witness:
 
     def __init__(self, client: MedicClient) -> None:
         self._client = client
-        self._over = threading.Event()
         self.jobs: dict[JobId, Job] = {}
         self.untrue: list[tuple[JobId | None, str]] = []
         self.digests: set[str] = set()
-
-    @contextmanager
-    def watching(self) -> Iterator[Self]:
-        """Look until the block ends."""
-        thread = threading.Thread(target=self._watch, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._over.set()
-            thread.join()
 
     def has_ended(self, job_id: JobId) -> bool:
         """Whether a job was seen to have ended."""
         return job_id in self.jobs and self.jobs[job_id].status in TERMINAL
 
-    def _watch(self) -> None:
-        while not self._over.wait(POLL_SECONDS):
+    def watch(self, over: threading.Event) -> None:
+        """Look again and again."""
+        while not over.wait(POLL_SECONDS):
             try:
                 self.look()
             except UnreachableError:

@@ -12,9 +12,10 @@ from sqlalchemy import insert, make_url
 
 from benchmarks.load.figures import Measured, Target, p99, spread
 from benchmarks.load.service import Service, running
+from benchmarks.load.stand_in import HALF
 from benchmarks.servers import postgresql_server
 from jobs.database import engine_of, writing
-from jobs.models import Comparison, DataSpec, FileId, JobSpec, ModelSpec, Status, Summary
+from jobs.models import DataSpec, FileId, JobSpec, ModelSpec, Status, Summary
 from jobs.tables import DEFAULT_TENANT, job_inputs, jobs
 from jobs.tenant import new_id
 
@@ -29,8 +30,7 @@ _SPEC = JobSpec(
     model=ModelSpec(file_id=FileId(new_id("file")), architecture="medic/wide_resnet16_1"),
     clean_data=DataSpec(file_id=FileId(new_id("file"))),
 ).model_dump(mode="json")
-_HALF = Comparison(before=0.5, after=0.5, n=100, interval_before=(0.4, 0.6), interval_after=(0.4, 0.6))
-_SUMMARY = Summary(clean_accuracy=_HALF).model_dump(mode="json")
+_SUMMARY = Summary(clean_accuracy=HALF).model_dump(mode="json")
 
 
 def measure(folder: Path, scale: float) -> Measured:

@@ -14,10 +14,11 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.faults.__main__ import small_disk, summary
-from benchmarks.faults.house import House, open_house, signal_all
+from benchmarks.faults.house import House, open_house
 from benchmarks.faults.injection import POINTS
 from benchmarks.faults.kinds import HouseName
 from benchmarks.faults.programme import LAST, Fault, faults_of, go_through, judged, points_of
+from benchmarks.stack import signal_all
 from jobs.database import writing
 from jobs.tables import jobs
 from tests.servers import postgresql_server
