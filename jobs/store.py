@@ -172,19 +172,19 @@ class JobStore:
         with writing(self._engine) as connection:
             return _write(connection, claim, values)
 
-    def finish(self, claim: Claim, outcome: Outcome) -> bool:
+    def finish(self, claim: Claim, outcome: Outcome) -> Outcome | None:
         """Let go of a job, with all that its outcome brings, in one transaction.
 
         A job that is to be cancelled becomes cancelled whatever the outcome: cancel wins the race.
 
         Returns:
-            Whether the claim was still good. When it was not, nothing was changed.
+            The outcome that was written; None where the claim was no longer good, and nothing was changed.
         """
         ours = select(jobs).where(_is_ours(claim, "running", "cancelling")).with_for_update()
         with writing(self._engine) as connection:
             row = connection.execute(ours).one_or_none()
             if row is None:
-                return False
+                return None
             if row.status == "cancelling":
                 outcome = Cancelled()
             values = self._after(outcome, row)
@@ -192,7 +192,7 @@ class JobStore:
             if isinstance(outcome, Succeeded) and outcome.artifacts:
                 named = [{"job_id": claim.job_id, **artifact.model_dump()} for artifact in outcome.artifacts]
                 connection.execute(insert(artifacts), named)
-            return True
+            return outcome
 
     def _after(self, outcome: Outcome, row: Row[Any]) -> Mapping[str, Any]:
         match outcome:

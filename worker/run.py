@@ -34,13 +34,14 @@ def run(job_id: JobId, *, jobs: JobStore, supervise: Callable[[Claim], Outcome |
         with logs.about(tenant=claim.tenant, attempt=claim.attempt, token=claim.token):
             log.info("job claimed")
             outcome = supervise(claim)
-            if outcome is None or not _finished(jobs, claim, outcome):
+            written = None if outcome is None else _finish(jobs, claim, outcome)
+            if written is None:
                 log.warning("the job is no longer ours, nothing written")
             else:
-                log.info("job let go of: %s", type(outcome).__name__.lower())
+                log.info("job let go of: %s", type(written).__name__.lower())
 
 
-def _finished(jobs: JobStore, claim: Claim, outcome: Outcome) -> bool:
+def _finish(jobs: JobStore, claim: Claim, outcome: Outcome) -> Outcome | None:
     """Write the outcome; while the database is away, hold on to it for a while: it may have taken hours."""
     for _ in range(FINISH_TRIES):
         try:

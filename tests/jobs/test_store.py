@@ -458,7 +458,7 @@ def test_of_many_commits_at_once_exactly_one_takes_effect(store: JobStore) -> No
 
     def commit() -> bool:
         together.wait()
-        return store.finish(claim, SUCCESS)
+        return store.finish(claim, SUCCESS) is not None
 
     with ThreadPoolExecutor(writers) as pool:
         assert sum(future.result() for future in [pool.submit(commit) for _ in range(writers)]) == 1
@@ -516,7 +516,7 @@ def test_cancel_wins_over_every_outcome(store: JobStore, outcome: Outcome) -> No
     assert mine(store).request_cancel(job.id).status == "cancelling"
     assert store.beat(claim) == "cancelling"
     assert not store.advance(claim, phase="clone")
-    assert store.finish(claim, outcome)
+    assert store.finish(claim, outcome) == Cancelled()
     ended = mine(store).get(job.id)
     assert (ended.status, ended.error, ended.summary) == ("cancelled", None, None)
     assert mine(store).artifacts(job.id) == ()
@@ -538,8 +538,9 @@ def test_cancel_and_success_at_once_leave_one_of_them(store: JobStore) -> None:
 
             asked = pool.submit(cancel)
             together.wait()
-            assert store.finish(claim, SUCCESS)  # the claim was good either way
+            written = store.finish(claim, SUCCESS)
             ended = "cancelled" if asked.result() else "succeeded"
+            assert written == (Cancelled() if ended == "cancelled" else SUCCESS)
             assert mine(store).get(job.id).status == ended
             assert len(mine(store).artifacts(job.id)) == (0 if ended == "cancelled" else len(SUCCESS.artifacts))
 

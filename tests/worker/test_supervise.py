@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 
 from jobs.artifacts import FolderStore
+from jobs.claims import Claim, Outcome
 from jobs.database import open_engine
 from jobs.errors import DatabaseUnavailableError, StorageFullError
 from jobs.models import DataSpec, Job, JobSpec, ModelSpec
 from jobs.settings import Settings
 from jobs.store import JobStore
-from tests.jobs.samples import mine
+from tests.jobs.samples import SUCCESS, mine
 from worker import run as running
 from worker import supervise
 from worker.children import NO_ROOM_STATUS, Ended, Event
@@ -127,6 +129,18 @@ def test_a_worker_that_has_to_end_gives_the_job_back_uncounted(house: House, mon
 def test_of_a_lost_lease_nothing_is_written(house: House) -> None:
     run(house.job_id, jobs=house.jobs, supervise=lambda _: None)
     assert mine(house.jobs).get(house.job_id).status == "running"
+
+
+def test_the_log_says_what_became_of_a_job_not_what_its_worker_had_in_mind(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_late(_: Claim) -> Outcome:
+        mine(house.jobs).request_cancel(house.job_id)
+        return SUCCESS
+
+    with caplog.at_level(logging.INFO, logger="worker.run"):
+        run(house.job_id, jobs=house.jobs, supervise=too_late)
+    assert caplog.messages[-1] == "job let go of: cancelled"
 
 
 def test_a_job_announced_twice_is_run_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
