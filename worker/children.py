@@ -18,8 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from jobs import logs
 from worker.process import CHILD_ENVIRONMENT, PARENT_PID
+from worker.task import Event
 
 EVENTS_FD = "MEDIC_EVENTS_FD"
 LONGEST_LINE = 64 * 1024
@@ -28,8 +31,9 @@ RELAY_SECONDS = 5.0
 NO_ROOM_STATUS = 75
 """Exit status of a child that found no room on the disk (``EX_TEMPFAIL``)."""
 
-Reason = Literal["ended", "cancelled", "lease_lost", "deadline", "stalled", "stopped"]
-Event = dict[str, Any]
+Reason = Literal["ended", "cancelled", "lease_lost", "deadline", "stalled", "stopped", "unintelligible"]
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 @dataclass(frozen=True)
@@ -88,32 +92,37 @@ def run_child(
     *,
     watch: Watch,
     stall_seconds: float,
-    on_event: Callable[[Event], None],
+    on_event: Callable[[Event], None] | None,
     poll_seconds: float = 0.1,
 ) -> Ended:
     """Run ``python -m module task_dir`` in a process group of its own, to its end or until ``watch`` says so.
 
-    The child writes events as JSON lines to the descriptor that ``MEDIC_EVENTS_FD`` names; each is answered by a line
-    on its standard input once ``on_event`` has returned, so that a child can wait until a checkpoint is safe. When
-    this process dies, however it dies, the kernel kills the child: it must be started by the thread that waits for it,
-    since the kernel's signal follows that thread. It inherits the environment of this process but for all ``MEDIC_*``:
-    the task says what a child has to know, and who parses untrusted files needs no key and no password. What it says on
-    stdout and stderr is logged here, line by line.
+    The child writes events as JSON lines to the descriptor that ``MEDIC_EVENTS_FD`` names; each is answered by a
+    line on its standard input once ``on_event`` has returned, so that a child can wait until a checkpoint is safe.
+    A child that says anything else there is ended. Without ``on_event`` there is no such descriptor: who parses
+    untrusted files has nothing to report, and must have no way past its sandbox to a process that has none. When
+    this process dies, however it dies, the kernel kills the child: it must be started by the thread that waits for
+    it, since the kernel's signal follows that thread. It inherits the environment of this process but for all
+    ``MEDIC_*``: the task says what a child has to know, and who parses untrusted files needs no key and no
+    password. What it says on stdout and stderr is logged here, line by line.
 
     Args:
         module: Of this package.
         task_dir: Its only argument.
         watch: Looked at ten times a second.
         stall_seconds: Longest time without any event.
-        on_event: Called for each event, in order.
+        on_event: Called for each event, in order; None for a child that reports none.
         poll_seconds: How often to look.
     """
     reading, writing = os.pipe()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
-    environment = {**CHILD_ENVIRONMENT, **inherited, PARENT_PID: str(os.getpid()), EVENTS_FD: str(writing)}
+    environment = {**CHILD_ENVIRONMENT, **inherited, PARENT_PID: str(os.getpid())}
     with open(reading, "rb", buffering=0) as events:  # noqa: PTH123 - a descriptor, not a path
-        with _started(module, task_dir, environment, writing) as child:
-            reason = _follow(child, events, watch, stall_seconds, on_event, poll_seconds)
+        with _started(module, task_dir, environment, writing, inherit=on_event is not None) as child:
+            if on_event is None:
+                reason = _await_end(child, watch, stall_seconds, poll_seconds)
+            else:
+                reason = _follow(child, events, watch, stall_seconds, on_event, poll_seconds)
             if reason != "ended":
                 _kill(child)
             child.wait()
@@ -123,7 +132,7 @@ def run_child(
 
 @contextmanager
 def _started(
-    module: str, task_dir: Path, environment: dict[str, str], writing: int
+    module: str, task_dir: Path, environment: dict[str, str], writing: int, *, inherit: bool
 ) -> Iterator[subprocess.Popen[bytes]]:
     try:
         child = subprocess.Popen(  # noqa: S603 - our own module, no shell
@@ -131,8 +140,8 @@ def _started(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=[writing],
+            env=environment | ({EVENTS_FD: str(writing)} if inherit else {}),
+            pass_fds=[writing] if inherit else [],
             process_group=0,
         )
     finally:
@@ -189,8 +198,14 @@ def _follow(
                     return _await_end(child, watch, stall_seconds, poll_seconds)
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
-                    on_event(json.loads(line))
+                    try:
+                        event = _EVENT.validate_json(line)
+                    except ValidationError:
+                        return "unintelligible"
+                    on_event(event)
                     _answer(child)
+                if len(pending) > LONGEST_LINE:
+                    return "unintelligible"
                 last_sign = time.monotonic()
             if reason := watch.reason_to_end(last_sign, stall_seconds):
                 return reason
@@ -237,6 +252,6 @@ class Events:
         Raises:
             SystemExit: The supervisor is gone.
         """
-        os.write(self._writing, json.dumps(event).encode() + b"\n")
+        os.write(self._writing, event.model_dump_json().encode() + b"\n")
         if not sys.stdin.readline():
             raise SystemExit(1)

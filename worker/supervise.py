@@ -32,8 +32,23 @@ from jobs.errors import BlobMissingError, DatabaseUnavailableError, JobsError, S
 from jobs.models import Artifact, Failure, FailureClass, Phase, Progress, Purpose
 from jobs.settings import Settings
 from jobs.store import JobStore
-from worker.children import NO_ROOM_STATUS, Ended, Event, Watch, run_child
-from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, Inputs, Intake, Result, Task, refusal
+from worker.children import NO_ROOM_STATUS, Ended, Watch, run_child
+from worker.task import (
+    CHECKPOINT_FILE,
+    INTAKE_FILE,
+    OUT_FOLDER,
+    RESULT_FILE,
+    TASK_FILE,
+    Advanced,
+    Checkpointed,
+    Event,
+    Inputs,
+    Intake,
+    Result,
+    Task,
+    left_by_child,
+    refusal,
+)
 
 log = logging.getLogger(__name__)
 
@@ -158,35 +173,49 @@ class _Run:
         )
         (self.task_dir / TASK_FILE).write_text(task.model_dump_json())
         self._advance("inspect")
-        ended = self._child("worker.intake", stall_seconds=self.supervisor.settings.intake_seconds)
+        settings = self.supervisor.settings
+        ended = run_child(
+            "worker.intake", self.task_dir, watch=self.watch, stall_seconds=settings.intake_seconds, on_event=None
+        )
         if bad := self._bad_end(ended, "intake"):
             return bad
-        intake = Intake.model_validate_json((self.task_dir / INTAKE_FILE).read_bytes())
+        try:
+            intake = left_by_child(self.task_dir / INTAKE_FILE, Intake)
+        except (ValueError, FileNotFoundError):
+            return Failed(failure("internal_error", "internal", "The intake process left no findings to read."))
         self._inspected(intake)
         if intake.problems:
             return Failed(refusal(intake.problems))
-        ended = self._child("worker.trainer", stall_seconds=self.supervisor.settings.stall_seconds)
+        ended = run_child(
+            "worker.trainer",
+            self.task_dir,
+            watch=self.watch,
+            stall_seconds=settings.stall_seconds,
+            on_event=self._heard,
+        )
         if bad := self._bad_end(ended, "trainer"):
             return bad
-        return self._collected(Result.model_validate_json((self.task_dir / RESULT_FILE).read_bytes()))
-
-    def _child(self, module: str, *, stall_seconds: float) -> Ended:
-        return run_child(module, self.task_dir, watch=self.watch, stall_seconds=stall_seconds, on_event=self._heard)
+        try:
+            result = left_by_child(self.task_dir / RESULT_FILE, Result)
+        except (ValueError, FileNotFoundError):
+            return Failed(failure("internal_error", "internal", "The trainer process left no result to read."))
+        return self._collected(result)
 
     def _heard(self, event: Event) -> None:
-        """Relay a child's progress, and make its checkpoint safe before it goes on."""
-        if path := event.get("checkpoint"):
-            blob = self.supervisor.artifacts.put_file(Path(path))
-            record = CheckpointRecord(blob.sha256, event["epoch"])
-            kept = self._patiently(lambda: self.supervisor.jobs.save_checkpoint(self.claim, record))
-            Path(path).unlink()
-            if self.watch.stopping.is_set():
-                self.watch.safe.set()
-            if kept:
-                log.info("checkpoint of epoch %d kept", event["epoch"])
-        else:
-            progress = event.get("progress")
-            self._advance(event["phase"], Progress.model_validate(progress) if progress else None)
+        """Relay the trainer's progress, and make its checkpoint safe before it goes on."""
+        match event:
+            case Checkpointed(epoch=epoch):
+                path = self.task_dir / CHECKPOINT_FILE
+                blob = self.supervisor.artifacts.put_file(path)
+                record = CheckpointRecord(blob.sha256, epoch)
+                kept = self._patiently(lambda: self.supervisor.jobs.save_checkpoint(self.claim, record))
+                path.unlink()
+                if self.watch.stopping.is_set():
+                    self.watch.safe.set()
+                if kept:
+                    log.info("checkpoint of epoch %d kept", epoch)
+            case Advanced(phase=phase, progress=progress):
+                self._advance(phase, progress)
 
     def _advance(self, phase: Phase, progress: Progress | None = None) -> None:
         try:
@@ -238,6 +267,9 @@ class _Run:
             case "stalled":
                 message = f"The {child} process made no progress for too long and was ended."
                 return Crashed(failure("stalled", "timeout", message, retryable=True))
+            case "unintelligible":
+                message = f"The {child} process reported what no {child} process reports, and was ended."
+                return Failed(failure("internal_error", "internal", message))
             case "ended" if ended.returncode == 0:
                 return None
         if ended.returncode == NO_ROOM_STATUS:

@@ -1,21 +1,36 @@
 """What crosses the borders between the supervisor and its children: the task going in, what intake found coming out.
 
 A task is a folder: ``task.json`` (`Task`) and ``prepared/``, the one place where intake writes: its safetensors, and
-``intake.json`` (`Intake`). This module imports no torch: the supervisor reads it.
+``intake.json`` (`Intake`). The trainer leaves ``result.json`` (`Result`) and reports events. Nothing that a child says
+is believed before it was checked here. This module imports no torch: the supervisor reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field
 
-from jobs.models import Failure, File, JobId, JobSpec, Problem, Purpose, Record, SandboxLayer, SandboxMode, Summary
+from jobs.models import (
+    Failure,
+    File,
+    JobId,
+    JobSpec,
+    Phase,
+    Problem,
+    Progress,
+    Purpose,
+    Record,
+    SandboxLayer,
+    SandboxMode,
+    Summary,
+)
 
 TASK_FILE = "task.json"
 RESULT_FILE = "result.json"
+CHECKPOINT_FILE = "checkpoint.pt"
 OUT_FOLDER = "out"
 PREPARED_FOLDER = "prepared"
 INTAKE_FILE = f"{PREPARED_FOLDER}/intake.json"
@@ -26,6 +41,9 @@ DATA_ROLES: tuple[DataRole, ...] = ("clean", "test", "triggered")
 
 _MIB = 1024**2
 _GIB = 1024**3
+
+MOST_FOUND_BYTES = 64 * _MIB
+"""Of what a child leaves as JSON; the names of as many classes as an archive may have take 8 MiB."""
 
 
 class IntakeLimits(Record):
@@ -148,3 +166,35 @@ class Result(Record):
     artifacts: dict[str, str] = Field(default={})
     warnings: tuple[str, ...] = ()
     failure: Failure | None = None
+
+
+class Advanced(Record):
+    """An event of the trainer: it has come into a phase, or further in it."""
+
+    phase: Phase
+    progress: Progress | None = None
+
+
+class Checkpointed(Record):
+    """An event of the trainer: its state is written to ``CHECKPOINT_FILE``, and it waits until that is kept."""
+
+    epoch: int = Field(ge=1)
+
+
+Event = Advanced | Checkpointed
+
+Left = TypeVar("Left", Intake, Result)
+
+
+def left_by_child(path: Path, kind: type[Left]) -> Left:
+    """Read what a child left.
+
+    Raises:
+        ValueError: It is none of that kind, or too large to be.
+        FileNotFoundError: It left nothing.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_FOUND_BYTES + 1)
+    if len(content) > MOST_FOUND_BYTES:
+        raise ValueError(f"{path.name} has more than {MOST_FOUND_BYTES} bytes")
+    return kind.model_validate_json(content)

@@ -12,13 +12,24 @@ import torch
 
 from jobs import logs
 from jobs.models import Failure, Phase
+from jobs.models import Progress as Shown
 from medic_core.removal import Progress
 from medic_core.removal.training import State
 from worker.children import Events
 from worker.exhaustion import exit_without_room, is_out_of_memory
 from worker.process import die_with_parent
 from worker.sanitize import sanitize
-from worker.task import INTAKE_FILE, RESULT_FILE, TASK_FILE, Intake, Result, Task
+from worker.task import (
+    CHECKPOINT_FILE,
+    INTAKE_FILE,
+    RESULT_FILE,
+    TASK_FILE,
+    Advanced,
+    Checkpointed,
+    Intake,
+    Result,
+    Task,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +54,8 @@ class FileCheckpoint:
 
     def save(self, state: State, *, epoch: int) -> None:
         """Write the state, and return once the supervisor has stored it."""
-        path = self._task_dir / f"checkpoint-{epoch}.pt"
-        torch.save(state, path)
-        self._events.send({"checkpoint": str(path), "epoch": epoch})
+        torch.save(state, self._task_dir / CHECKPOINT_FILE)
+        self._events.send(Checkpointed(epoch=epoch))
         log.info("epoch %d done", epoch)
 
 
@@ -67,18 +77,18 @@ class ProgressRelay:
         if phase == self._phase and now < self._reported + REPORT_SECONDS and not ended:
             return
         self._phase, self._reported = phase, now
-        self._events.send({"phase": phase, "progress": self._described(progress, now) if progress else None})
+        self._events.send(Advanced(phase=phase, progress=self._described(progress, now) if progress else None))
 
-    def _described(self, progress: Progress, now: float) -> dict[str, float | None]:
+    def _described(self, progress: Progress, now: float) -> Shown:
         first_step, since = self._first or (0, now)
         done = progress.step - first_step
         left = progress.total_steps - progress.step
-        return {
-            "fraction": progress.step / progress.total_steps,
-            "step": progress.step,
-            "total_steps": progress.total_steps,
-            "eta_seconds": round((now - since) / done * left, 1) if done else None,
-        }
+        return Shown(
+            fraction=progress.step / progress.total_steps,
+            step=progress.step,
+            total_steps=progress.total_steps,
+            eta_seconds=round((now - since) / done * left, 1) if done else None,
+        )
 
 
 def choose_device(wanted: str) -> torch.device:

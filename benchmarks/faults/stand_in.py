@@ -9,7 +9,18 @@ from pathlib import Path
 from jobs.models import Comparison, Summary
 from worker.children import Events
 from worker.process import die_with_parent
-from worker.task import INTAKE_FILE, OUT_FOLDER, RESULT_FILE, TASK_FILE, Intake, Result, Task
+from worker.task import (
+    CHECKPOINT_FILE,
+    INTAKE_FILE,
+    OUT_FOLDER,
+    RESULT_FILE,
+    TASK_FILE,
+    Advanced,
+    Checkpointed,
+    Intake,
+    Result,
+    Task,
+)
 
 EPOCHS = 3
 EPOCH_SECONDS = 0.1
@@ -35,10 +46,10 @@ def main() -> None:
 def _trained(task: Task, folder: Path) -> Result:
     events, done = Events(), int(task.checkpoint.read_text()) if task.checkpoint else 0
     for epoch in range(done + 1, EPOCHS + 1):
-        events.send({"phase": "clone", "progress": None})
+        events.send(Advanced(phase="clone"))
         time.sleep(EPOCH_SECONDS)
-        (folder / "checkpoint").write_text(str(epoch))
-        events.send({"checkpoint": str(folder / "checkpoint"), "epoch": epoch})
+        (folder / CHECKPOINT_FILE).write_text(str(epoch))
+        events.send(Checkpointed(epoch=epoch))
     out = folder / OUT_FOLDER
     out.mkdir()
     for name in ARTIFACTS:

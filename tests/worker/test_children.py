@@ -15,8 +15,9 @@ import pytest
 
 from jobs.logs import about
 from tests.logs import logged
-from worker.children import Ended, Event, Watch, run_child
+from worker.children import LONGEST_LINE, Ended, Watch, run_child
 from worker.process import CHILD_ENVIRONMENT
+from worker.task import Advanced, Checkpointed, Event
 
 STUB = "tests.worker.stub_child"
 
@@ -56,9 +57,41 @@ def test_a_child_that_reports_has_not_stalled(tmp_path: Path) -> None:
         time.sleep(0.4)
         heard.append(event)
 
-    events = [("send", {"number": number}) for number in range(5)]
-    assert child_that(tmp_path, *events, ("exit", 0), stall_seconds=1.5, on_event=slowly) == Ended("ended", 0)
-    assert heard == [{"number": number} for number in range(5)]
+    events = [("checkpoint", epoch) for epoch in range(1, 5)]
+    actions = [("advance", "clone"), *events, ("exit", 0)]
+    assert child_that(tmp_path, *actions, stall_seconds=1.5, on_event=slowly) == Ended("ended", 0)
+    assert heard == [Advanced(phase="clone"), *(Checkpointed(epoch=epoch) for epoch in range(1, 5))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no JSON\n",
+        "[]\n",
+        "{}\n",
+        '{"checkpoint": "/etc/passwd", "epoch": 1}\n',
+        '{"epoch": 0}\n',
+        "[" * 2 * LONGEST_LINE,
+    ],
+    ids=["no JSON", "list", "empty", "another file", "no epoch", "no end"],
+)
+def test_a_child_that_reports_what_none_does_is_ended_unheard(line: str, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    ended = child_that(tmp_path, ("write_event", line), ("hang", None), on_event=heard.append)
+    assert (ended, heard) == (Ended("unintelligible", -signal.SIGKILL), [])
+
+
+def test_a_child_that_has_nothing_to_report_holds_nothing_to_report_by(tmp_path: Path) -> None:
+    tell = ("tell", ["MEDIC_EVENTS_FD"])
+    assert child_that(tmp_path, tell, ("list_descriptors", None), on_event=None) == Ended("ended", 0)
+    assert json.loads((tmp_path / "told.json").read_text()) == {"MEDIC_EVENTS_FD": None}
+    assert json.loads((tmp_path / "descriptors.json").read_text()) == [0, 1, 2]
+
+
+def test_a_child_without_reports_is_ended_in_time_and_known_by_its_status(tmp_path: Path) -> None:
+    assert child_that(tmp_path, ("exit", 3), on_event=None) == Ended("ended", 3)
+    hanging = child_that(tmp_path, ("hang", None), on_event=None, stall_seconds=0.5)
+    assert hanging == Ended("stalled", -signal.SIGKILL)
 
 
 def test_a_child_gets_its_environment_unless_the_worker_has_its_own(
@@ -67,18 +100,17 @@ def test_a_child_gets_its_environment_unless_the_worker_has_its_own(
     for name in CHILD_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    heard: list[Event] = []
-    child_that(tmp_path, ("tell", list(CHILD_ENVIRONMENT)), on_event=heard.append)
-    assert heard == [{**CHILD_ENVIRONMENT, "OMP_WAIT_POLICY": "ACTIVE"}]
+    child_that(tmp_path, ("tell", list(CHILD_ENVIRONMENT)))
+    assert json.loads((tmp_path / "told.json").read_text()) == {**CHILD_ENVIRONMENT, "OMP_WAIT_POLICY": "ACTIVE"}
 
 
 def test_a_child_learns_no_secret_of_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = ("MEDIC_DATABASE_URL", "MEDIC_BROKER_URL", "MEDIC_API_KEY")
     for name in secrets:
         monkeypatch.setenv(name, "secret")
-    heard: list[Event] = []
-    child_that(tmp_path, ("tell", [*secrets, "PATH"]), on_event=heard.append)
-    assert heard == [{**dict.fromkeys(secrets), "PATH": os.environ["PATH"]}]
+    child_that(tmp_path, ("tell", [*secrets, "PATH"]))
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told == {**dict.fromkeys(secrets), "PATH": os.environ["PATH"]}
 
 
 def test_what_a_child_says_is_a_line_about_its_own_job_whatever_it_pretends(tmp_path: Path) -> None:
@@ -120,8 +152,7 @@ def test_a_worker_that_has_to_end_waits_for_a_checkpoint_but_not_longer_than_its
     safe, late = watch(), watch(grace=0.5)
     safe.stopping.set()
     late.stopping.set()
-    checkpoint = ("send", {"checkpoint": "kept"})
-    kept = child_that(tmp_path, checkpoint, ("hang", None), over=safe, on_event=lambda _: safe.safe.set())
+    kept = child_that(tmp_path, ("checkpoint", 1), ("hang", None), over=safe, on_event=lambda _: safe.safe.set())
     assert kept == Ended("stopped", -signal.SIGKILL)
     assert child_that(tmp_path, ("hang", None), over=late) == Ended("stopped", -signal.SIGKILL)
 
@@ -140,5 +171,5 @@ def test_an_error_of_the_listener_ends_the_child(tmp_path: Path) -> None:
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        child_that(tmp_path, ("send", {}), ("hang", None), on_event=fail)
+        child_that(tmp_path, ("advance", "clone"), ("hang", None), on_event=fail)
     assert not any(STUB in child.cmdline() for child in psutil.Process().children())

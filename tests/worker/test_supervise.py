@@ -6,8 +6,9 @@ import errno
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -22,10 +23,21 @@ from jobs.store import JobStore
 from tests.jobs.samples import SUCCESS, mine
 from worker import run as running
 from worker import supervise
-from worker.children import NO_ROOM_STATUS, Ended, Event
+from worker.children import NO_ROOM_STATUS, Ended
 from worker.run import run
 from worker.supervise import Supervisor
-from worker.task import INTAKE_FILE, RESULT_FILE, InputFindings, Intake, Result
+from worker.task import (
+    CHECKPOINT_FILE,
+    INTAKE_FILE,
+    MOST_FOUND_BYTES,
+    RESULT_FILE,
+    Advanced,
+    Checkpointed,
+    Event,
+    InputFindings,
+    Intake,
+    Result,
+)
 
 WELL = Ended("ended", 0)
 
@@ -72,21 +84,27 @@ def children(
     trainer: Ended = WELL,
     events: tuple[Event, ...] = (),
     result: Result | None = None,
+    left: Mapping[str, bytes] = MappingProxyType({}),
 ) -> list[str]:
-    """Stand in for the two children; returns the list of those that were started."""
+    """Stand in for the two children, which leave in a file what ``left`` says; returns the list of those started."""
     started: list[str] = []
 
-    def run_child(module: str, task_dir: Path, *, on_event: Callable[[Event], None], **_: Any) -> Ended:
+    def run_child(module: str, task_dir: Path, *, on_event: Callable[[Event], None] | None, **_: Any) -> Ended:
         started.append(module)
         if module == "worker.intake":
+            assert on_event is None
             findings = {"model": InputFindings(format="torch"), "clean": InputFindings(format="zip", samples=9)}
             intake_found = Intake(class_names=("a", "b"), num_classes=2, inputs=findings)
             (task_dir / INTAKE_FILE).parent.mkdir()
-            (task_dir / INTAKE_FILE).write_text(intake_found.model_dump_json())
+            (task_dir / INTAKE_FILE).write_bytes(left.get(INTAKE_FILE, intake_found.model_dump_json().encode()))
             return intake
+        assert on_event is not None
         for event in events:
+            if isinstance(event, Checkpointed):
+                (task_dir / CHECKPOINT_FILE).write_bytes(b"state")
             on_event(event)
-        (task_dir / RESULT_FILE).write_text((result or Result()).model_dump_json())
+            assert not (task_dir / CHECKPOINT_FILE).exists()
+        (task_dir / RESULT_FILE).write_bytes(left.get(RESULT_FILE, (result or Result()).model_dump_json().encode()))
         return trainer
 
     monkeypatch.setattr(supervise, "run_child", run_child)
@@ -104,13 +122,17 @@ ENDS = [
     ({"trainer": Ended("stalled", -signal.SIGKILL)}, "stalled", 2),
     ({"trainer": Ended("deadline", -signal.SIGKILL)}, "deadline_exceeded", 1),
     ({"trainer": Ended("ended", NO_ROOM_STATUS)}, "storage_full", 2),
+    ({"trainer": Ended("unintelligible", -signal.SIGKILL)}, "internal_error", 1),
+    ({"left": {INTAKE_FILE: b"[]"}}, "internal_error", 1),
+    ({"left": {INTAKE_FILE: b" " * (MOST_FOUND_BYTES + 1)}}, "internal_error", 1),
+    ({"left": {RESULT_FILE: b""}}, "internal_error", 1),
     ({}, "internal_error", 1),  # a result without summary and failure
 ]
 
 
 @pytest.mark.parametrize(("ends", "code", "attempts"), ENDS)
 def test_every_end_of_a_child_has_its_code_and_only_what_may_pass_is_tried_again(
-    ends: dict[str, Ended], code: str, attempts: int, house: House, monkeypatch: pytest.MonkeyPatch
+    ends: dict[str, Any], code: str, attempts: int, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     children(monkeypatch, **ends)
     job = house.run(times=3)
@@ -207,16 +229,13 @@ def failing(real: Callable[..., Any], times: int) -> Callable[..., Any]:
 def test_a_database_that_is_away_for_a_moment_costs_no_attempt(
     method: str, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = house.settings.data_dir / "checkpoint"
-    checkpoint.write_bytes(b"state")
     failure = supervise.failure("nan_loss", "user", "as planned")
-    events = ({"phase": "clone", "progress": None}, {"checkpoint": str(checkpoint), "epoch": 1})
+    events = (Advanced(phase="clone"), Checkpointed(epoch=1))
     children(monkeypatch, events=events, result=Result(failure=failure))
     monkeypatch.setattr(house.jobs, method, failing(getattr(house.jobs, method), 3))
     job = house.run()
     assert job.error is not None
     assert (job.status, job.error.code, job.attempt) == ("failed", "nan_loss", 1)
-    assert not checkpoint.exists()
 
 
 def test_folders_of_dead_attempts_at_any_job_go_with_the_next_and_those_of_living_ones_stay(
