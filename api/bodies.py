@@ -86,11 +86,20 @@ def parse_json(text: bytes) -> object:
         RequestRefusedError: It is none.
     """
     try:
-        value: object = json.loads(text.decode())
+        value: object = json.loads(text.decode(), object_pairs_hook=_without_repetition)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise RequestRefusedError(400, "malformed_json", f"not JSON in UTF-8: {reason}") from error
     return value
+
+
+def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse what some readers take the first of, and others the last."""
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        repeated = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
+        raise ValueError(f"{repeated!r} is there twice")
+    return read
 
 
 def _unrepresentable(value: object) -> Iterator[Problem]:
@@ -125,10 +134,12 @@ async def multipart(request: Request, limit_bytes: int, *, quota_bytes: int | No
         raise RequestRefusedError(415, "unsupported_media_type", "send multipart/form-data, with text in UTF-8")
     most = None if quota_bytes is None else quota_bytes + AROUND_FILES_BYTES
     body = bounded(request, limit_bytes, "; send larger files with PUT /v1/files", quota_bytes=most)
-    parser = MultiPartParser(request.headers, body, max_files=MOST_PARTS, max_fields=MOST_PARTS)  # type: ignore[arg-type]
+    parser = _WholeForm(request.headers, body, max_files=MOST_PARTS, max_fields=MOST_PARTS)  # type: ignore[arg-type]
     try:
         form = await parser.parse()
     except MultiPartException as error:
+        if "maximum size" in error.message:
+            raise ArtifactTooLargeError(f"a part that is no file is larger than {JSON_LIMIT_BYTES} bytes") from error
         raise RequestRefusedError(400, "malformed_multipart", error.message) from error
     except OSError as error:
         if error.errno in NO_ROOM:
@@ -138,6 +149,23 @@ async def multipart(request: Request, limit_bytes: int, *, quota_bytes: int | No
         yield form
     finally:
         await form.close()
+
+
+class _WholeForm(MultiPartParser):
+    """Refuses a form without its closing boundary: the part that breaks off would be left out without a word."""
+
+    _has_ended = False
+
+    def on_end(self) -> None:
+        self._has_ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._has_ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("the form breaks off before its closing boundary")
+        return form
 
 
 def problems_in_form(

@@ -14,13 +14,13 @@ from typing import Any
 
 import h11
 from fastapi import Request
-from h11._receivebuffer import ReceiveBuffer
 from starlette.types import Message, Receive
 from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from api.errors import problem_response
+from api.uncopied import UncopiedBuffer, read_much
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class PunctualProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a request."""
         super().connection_made(transport)
+        read_much(transport)
         transport.set_write_buffer_limits(0)  # whatever the kernel does not take at once is waited for
         self._head = _Deadline(transport, self._patience.head_seconds)
         self._taking = _Deadline(transport, self._patience.stall_seconds)
@@ -159,7 +160,7 @@ class PunctualProtocol(H11Protocol):
         self.transport.close()
 
 
-class _StrictLines(ReceiveBuffer):
+class _StrictLines(UncopiedBuffer):
     """Lines of a head that end with CR LF. h11 takes LF alone too, where a proxy in front may see no end of a line."""
 
     def maybe_extract_lines(self) -> list[bytearray] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jobs import errors
 from jobs.models import Problem
@@ -157,7 +158,17 @@ def _invalid_parameters(request: Request, error: RequestValidationError) -> Resp
 
 def _router_error(request: Request, error: HTTPException) -> Response:
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return problem_response(request, error.status_code, code, str(error.detail), headers=error.headers)
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router names those of the first route alone
+        headers = {"Allow": ", ".join(sorted(_methods_at(request)))}
+    return problem_response(request, error.status_code, code, str(error.detail), headers=headers)
+
+
+def _methods_at(request: Request) -> Iterator[str]:
+    for method in HTTPMethod:
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            yield method
 
 
 def pointer(parts: Iterable[str | int]) -> str:

@@ -11,7 +11,7 @@ from fastapi.concurrency import contextmanager_in_threadpool, run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from api.errors import RequestRefusedError
-from jobs.artifacts import ArtifactStore, Blob
+from jobs.artifacts import ArtifactStore, Blob, BlobWriter
 from jobs.errors import DigestMismatchError
 
 BUFFER_BYTES = 1024**2
@@ -23,7 +23,7 @@ async def store(chunks: AsyncIterator[bytes], artifacts: ArtifactStore, *, sha25
     """Write chunks into the store. Disk and hash keep a thread busy, never the event loop.
 
     Args:
-        chunks: Of any size; they are joined to pieces of about 1 MiB.
+        chunks: Of any size; a thread takes about 1 MiB of them at a time.
         artifacts: Where to.
         sha256: What the bytes should hash to, where the sender announced it.
 
@@ -32,21 +32,27 @@ async def store(chunks: AsyncIterator[bytes], artifacts: ArtifactStore, *, sha25
         StorageFullError: The disk has no room; nothing was kept.
     """
     async with contextmanager_in_threadpool(artifacts.writer()) as writer:
-        async for piece in _joined(chunks):
-            await run_in_threadpool(writer.write, piece)
+        async for some in _gathered(chunks):
+            await run_in_threadpool(_write_all, writer, some)
         if sha256 is not None and writer.sha256() != sha256.hex():
             raise DigestMismatchError(f"Content-Digest does not match: the bytes received hash to {writer.sha256()}")
         return await run_in_threadpool(writer.commit)
 
 
-async def _joined(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    buffer = bytearray()
+async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    some, size = [], 0
     async for chunk in chunks:
-        buffer += chunk
-        if len(buffer) >= BUFFER_BYTES:
-            yield bytes(buffer)
-            buffer.clear()
-    yield bytes(buffer)
+        some.append(chunk)
+        size += len(chunk)
+        if size >= BUFFER_BYTES:
+            yield some
+            some, size = [], 0
+    yield some
+
+
+def _write_all(writer: BlobWriter, chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        writer.write(chunk)
 
 
 async def chunks_of(part: UploadFile) -> AsyncIterator[bytes]:
@@ -56,7 +62,7 @@ async def chunks_of(part: UploadFile) -> AsyncIterator[bytes]:
 
 
 def announced_sha256(fields: Sequence[str]) -> bytes | None:
-    """Read the SHA-256 of Content-Digest (RFC 9530), None when the header was not sent.
+    """Read the SHA-256 of Content-Digest (RFC 9530), None when the header was not sent; parameters say nothing to us.
 
     Raises:
         RequestRefusedError: The header cannot be read, or announces only digests that are not checked here.
@@ -64,7 +70,7 @@ def announced_sha256(fields: Sequence[str]) -> bytes | None:
     members = dict(member.strip().partition("=")[::2] for field in fields for member in field.split(","))
     if not members:
         return None
-    encoded = re.fullmatch(r":([A-Za-z0-9+/]{43}=):", members.get("sha-256", ""))
+    encoded = re.fullmatch(r":([A-Za-z0-9+/]{43}=):", members.get("sha-256", "").partition(";")[0].rstrip())
     if encoded is None:
         detail = "Content-Digest must read sha-256=:<base64 of 32 bytes>:"
         raise RequestRefusedError(400, "malformed_digest", detail)

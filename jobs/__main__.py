@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from jobs.backup import back_up
 from jobs.errors import JobsError
 from jobs.keys import SCOPES, Scope, new_key, record_of
-from jobs.settings import Settings, faults
+from jobs.settings import MOST_DAYS, Settings, faults
 from jobs.store import JobStore, open_store
 from jobs.tables import DEFAULT_TENANT
 
@@ -58,7 +58,7 @@ def keys() -> None:
     show_default=True,
     help="What the holder may do; may be repeated. admin: everything.",
 )
-@click.option("--days", type=click.IntRange(min=1), help="Valid for so long; by default until it is revoked.")
+@click.option("--days", type=click.IntRange(1, MOST_DAYS), help="Valid for so long; by default until it is revoked.")
 def create(tenant: str, scopes: tuple[Scope, ...], days: int | None) -> None:
     """Make an API key and print it, once: only its hash is kept."""
     made = new_key()

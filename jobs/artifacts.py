@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import filecmp
 import hashlib
 import os
 import re
@@ -167,7 +168,7 @@ class FolderStore:
             sync_folder(self._root)
         with self._locked(fcntl.LOCK_SH):
             os.utime(temporary)  # from now on the blob counts as new
-            if place.exists() and place.stat().st_size == temporary.stat().st_size:
+            if place.exists() and filecmp.cmp(place, temporary, shallow=False):  # else damaged since it was written
                 os.utime(place)  # it stays: a sandbox lets its process read this file, not another in its place
             else:
                 temporary.replace(place)

@@ -31,19 +31,29 @@ def migrate(connection: Connection, version: str = "head") -> None:
     """
     config = _config()
     config.attributes["connection"] = connection
+    check_version(connection)
     found = version_of(connection)
     if found is None and inspect(connection).has_table("jobs"):
         command.stamp(config, BEFORE_VERSIONS)
         found = BEFORE_VERSIONS
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
-        raise SchemaTooNewError(f"a later version of this program made the database: its tables are of version {found}")
     if found is not None:
         log.info("the database's tables go from version %s to %s", found, version)
     if version == "head" or (found or "") <= version:
         command.upgrade(config, version)
     else:
         command.downgrade(config, version)
+
+
+def check_version(connection: Connection) -> None:
+    """Look whether this program knows the version that the tables are of.
+
+    Raises:
+        SchemaTooNewError: A later version of this program made them.
+    """
+    found = version_of(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if found is not None and found not in known:
+        raise SchemaTooNewError(f"a later version of this program made the database: its tables are of version {found}")
 
 
 def _config() -> Config:

@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from jobs.models import SandboxMode
 
+MOST_DAYS = 36_500
+"""A century: no time that is stored comes near what a date can hold."""
+
 
 class Settings(BaseSettings):
     """Everything has a default; one machine needs no configuration."""
@@ -58,12 +61,20 @@ class Settings(BaseSettings):
         default=10.0, ge=0, description="How long a worker that has to end waits for its job's next checkpoint."
     )
     intake_seconds: float = Field(default=1800.0, gt=0, description="Time limit of the intake child.")
-    deadline_seconds: int = Field(default=24 * 3600, gt=0, description="Of a job that states none, from its creation.")
+    deadline_seconds: int = Field(
+        default=24 * 3600,
+        gt=0,
+        le=MOST_DAYS * 24 * 3600,
+        description="Of a job that states none, from its creation.",
+    )
     blob_grace_seconds: float = Field(
         default=3600.0, gt=0, description="Bytes that no record names are removed when older."
     )
     retention_days: float | None = Field(
-        default=None, gt=0, description="Results of jobs, and files that none of these jobs names; None: kept for ever."
+        default=None,
+        gt=0,
+        le=MOST_DAYS,
+        description="Results of jobs, and files that none of these jobs names; None: kept for ever.",
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of the trainer; None: all cores.")
     sandbox: SandboxMode = Field(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -94,6 +94,17 @@ class Limits:
 USUAL_LIMITS = Limits()
 
 
+@dataclass(frozen=True)
+class Upload:
+    """A file whose bytes are in the artifact store, and which no record names yet."""
+
+    sha256: str
+    size: int
+    purpose: Purpose
+    filename: str
+    id: FileId = field(default_factory=lambda: FileId(new_id("file")))
+
+
 class TenantStore:
     """Files and jobs of one tenant; to it, those of others do not exist.
 
@@ -110,21 +121,15 @@ class TenantStore:
 
     # --- files ------------------------------------------------------------------------------------
 
-    def add_file(
-        self, *, sha256: str, size: int, purpose: Purpose, filename: str, reservation: Reservation | None = None
-    ) -> File:
-        """Record an upload whose bytes are in the artifact store already, and settle the reservation of its key.
+    def add_file(self, upload: Upload, reservation: Reservation | None = None) -> File:
+        """Record an upload, and settle the reservation of its key.
 
         Raises:
             StorageQuotaError: The tenant's files would be larger together than they may.
             RequestInFlightError: The reservation ran out; nothing was recorded.
         """
-        row = {"id": new_id("file"), "sha256": sha256, "bytes": size, "purpose": purpose, "filename": filename}
-        row["tenant"] = self._tenant
         with writing(self._engine) as connection:
-            self._check_bytes(connection, size)
-            statement = insert(files).values(**row, created=Now()).returning(*files.c)
-            file = to_file(connection.execute(statement).one())
+            file = self._record(connection, upload)
             if reservation is not None:
                 settle(connection, reservation, file.model_dump_json())
             return file
@@ -193,10 +198,11 @@ class TenantStore:
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def create(self, spec: JobSpec, reservation: Reservation | None = None) -> Job:
-        """Accept a job, and settle the reservation under which it came; both are committed on return.
+    def create(self, spec: JobSpec, reservation: Reservation | None = None, uploads: Sequence[Upload] = ()) -> Job:
+        """Accept a job with the uploads that came with it, and settle the reservation: all is committed, or nothing.
 
         Raises:
+            StorageQuotaError: The tenant's files would be larger together than they may.
             UnknownFileError: A file that the spec names does not exist; every problem with the files is listed.
             WrongPurposeError: A file was uploaded for another purpose; every one is listed.
             QueueFullError: As many jobs wait as may.
@@ -204,12 +210,21 @@ class TenantStore:
             RequestInFlightError: The reservation ran out.
         """
         with writing(self._engine) as connection:
+            for upload in uploads:
+                self._record(connection, upload)
             inputs = self._find_inputs(connection, spec)
             self._check_room(connection)
             job = self._read_job(connection, self._insert(connection, spec, inputs))
             if reservation is not None:
                 settle(connection, reservation, job.model_dump_json(by_alias=True))
             return job
+
+    def _record(self, connection: Connection, upload: Upload) -> File:
+        self._check_bytes(connection, upload.size)
+        row = {"id": upload.id, "sha256": upload.sha256, "bytes": upload.size, "filename": upload.filename}
+        row |= {"purpose": upload.purpose, "tenant": self._tenant}
+        statement = insert(files).values(**row, created=Now()).returning(*files.c)
+        return to_file(connection.execute(statement).one())
 
     def _check_room(self, connection: Connection) -> None:
         waiting = select(func.count()).select_from(jobs).where(jobs.c.status == "queued")

@@ -238,17 +238,24 @@ def _translated() -> Iterator[None]:
 
 
 def _patiently(attempt: Callable[[], Result]) -> Result:
-    """Try again, a few times, what failed for want of an answer or was put off for so many seconds."""
-    for pause in _PAUSES_SECONDS:
+    """Try again, a few times, what failed for want of an answer or was put off for so many seconds.
+
+    What waits for an answer to the same request is tried until there is one: the service holds a key for a minute.
+    """
+    pauses = iter(_PAUSES_SECONDS)
+    while True:
         try:
             return attempt()
         except UnreachableError:
-            time.sleep(pause)
-        except MedicApiError as error:
-            if error.retry_after_seconds is None:
+            pause = next(pauses, None)
+            if pause is None:
                 raise
-            time.sleep(min(error.retry_after_seconds, _LONGEST_PAUSE_SECONDS))
-    return attempt()
+        except MedicApiError as error:
+            is_in_flight = error.problem.get("code") == "request_in_flight"
+            if error.retry_after_seconds is None or not (is_in_flight or next(pauses, None)):
+                raise
+            pause = min(error.retry_after_seconds, _LONGEST_PAUSE_SECONDS)
+        time.sleep(pause)
 
 
 def _accepted(response: httpx.Response) -> httpx.Response:

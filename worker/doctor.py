@@ -18,10 +18,12 @@ import pysqlite3.dbapi2 as sqlite
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
-from jobs.database import SAFE_WAL, database_url, engine_of
-from jobs.errors import JobsError
+from jobs.database import SAFE_WAL, database_url, engine_of, reading
+from jobs.errors import InvalidKeyError, JobsError
+from jobs.keys import record_of
 from jobs.models import Check, CheckState, Diagnosis, LayerState
 from jobs.queue import CeleryQueue
+from jobs.schema import check_version
 from jobs.settings import Settings, faults
 from jobs.store import JobStore
 from worker.sandbox.probe import SelfTestFailedError, probe
@@ -39,6 +41,7 @@ def examine() -> Iterator[Check]:
         yield Check(name="settings", state="broken", detail=faults(error))
         return
     yield Check(name="settings", state="ok", detail="they hold")
+    yield _api_key(settings)
     yield _data_folder(settings)
     yield _database(settings)
     yield _retention(settings)
@@ -51,6 +54,16 @@ def _sqlite() -> Check:
     if sqlite.sqlite_version_info >= SAFE_WAL:
         return Check(name="sqlite", state="ok", detail=sqlite.sqlite_version)
     return Check(name="sqlite", state="note", detail=f"{sqlite.sqlite_version}: too old for WAL, so it writes slower")
+
+
+def _api_key(settings: Settings) -> Check:
+    if settings.api_key is None:
+        return Check(name="api key", state="ok", detail="not set: those that `medic keys` makes count")
+    try:
+        key_id = record_of(settings.api_key.get_secret_value()).id
+    except InvalidKeyError as error:
+        return Check(name="api key", state="broken", detail=f"MEDIC_API_KEY: {error}")
+    return Check(name="api key", state="ok", detail=f"MEDIC_API_KEY is the only one that counts: {key_id}")
 
 
 def _data_folder(settings: Settings) -> Check:
@@ -78,6 +91,8 @@ def _database(settings: Settings) -> Check:
     engine = engine_of(url)
     try:
         JobStore(engine).check()
+        with reading(engine) as connection:
+            check_version(connection)
     except JobsError as error:
         return Check(name="database", state="broken", detail=f"{backend}: {error}")
     except DBAPIError as error:

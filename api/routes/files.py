@@ -16,9 +16,8 @@ from api.idempotency import OnlyOnce
 from api.openapi import FILE_PART, form, problems
 from api.openapi import body as body_of
 from api.uploads import announced_sha256, chunks_of, displayable, store
-from jobs.artifacts import Blob
-from jobs.idempotency import Reservation
 from jobs.models import File, FilePage, Problem, Purpose
+from jobs.tenant import Upload
 
 router = APIRouter(prefix="/files", tags=["files"])
 
@@ -50,9 +49,8 @@ async def upload_file(
     left = await run_in_threadpool(jobs.bytes_left)
     body = bounded(request, settings.upload_limit_bytes, quota_bytes=left)
     blob = await store(body, artifacts, sha256=announced)
-    file = await run_in_threadpool(
-        jobs.add_file, sha256=blob.sha256, size=blob.size, purpose=purpose, filename=displayable(filename)
-    )
+    upload = Upload(blob.sha256, blob.size, purpose, displayable(filename))
+    file = await run_in_threadpool(jobs.add_file, upload)
     response.headers["Location"] = request.app.url_path_for("get_file", file_id=file.id)
     return file
 
@@ -86,21 +84,18 @@ async def upload_form(
             found.append(Problem(code="enum", detail=f"must be one of {', '.join(_PURPOSES)}", pointer="/purpose"))
         if found or not isinstance(file, UploadFile):
             raise RequestRefusedError(422, "invalid_form", "the form is not valid", *found)
-        blob, name = await keep(file, artifacts)
         known = next(known for known in _PURPOSES if known == purpose)
-        stored = await once.make(File, partial(record, jobs, blob, known, name), blob.sha256, known, name)
+        upload = await keep(file, known, artifacts)
+        asked = (upload.sha256, upload.purpose, upload.filename)
+        stored = await once.make(File, partial(jobs.add_file, upload), *asked)
     response.headers["Location"] = request.app.url_path_for("get_file", file_id=stored.id)
     return stored
 
 
-async def keep(part: UploadFile, artifacts: Artifacts) -> tuple[Blob, str]:
-    """Store a part of a form, and return what it is called as well. Until it is recorded it may be collected."""
-    return await store(chunks_of(part), artifacts), displayable(part.filename or "")
-
-
-def record(jobs: Jobs, blob: Blob, purpose: Purpose, name: str, reservation: Reservation | None = None) -> File:
-    """Record what was stored."""
-    return jobs.add_file(sha256=blob.sha256, size=blob.size, purpose=purpose, filename=name, reservation=reservation)
+async def keep(part: UploadFile, purpose: Purpose, artifacts: Artifacts) -> Upload:
+    """Store a part of a form. Until it is recorded it may be collected."""
+    blob = await store(chunks_of(part), artifacts)
+    return Upload(blob.sha256, blob.size, purpose, displayable(part.filename or ""))
 
 
 @router.get(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
@@ -16,6 +18,7 @@ from jobs import logs
 from jobs.errors import QueueUnavailableError
 from jobs.idempotency import Reservation
 from jobs.models import Digest, Job, JobPage, JobSpec, Status
+from jobs.tenant import Upload
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +40,16 @@ async def create_job(
     spec: PostedSpec, jobs: Jobs, queue: JobQueue, once: OnlyOnce, request: Request, response: Response
 ) -> Job:
     """The answer means that the job is durable; ``Location`` says where to follow it."""
-    job = await once.make(Job, lambda reservation: start(spec, jobs, queue, reservation), spec.model_dump_json())
+    asked = json.dumps(spec.model_dump(mode="json"), sort_keys=True)
+    job = await once.make(Job, lambda reservation: start(spec, jobs, queue, reservation), asked)
     return accepted(job, request, response)
 
 
-def start(spec: JobSpec, jobs: Jobs, queue: JobQueue, reservation: Reservation | None) -> Job:
-    """Record a job, then tell the workers."""
-    job = jobs.create(spec, reservation)  # committed before any worker can hear of it
+def start(
+    spec: JobSpec, jobs: Jobs, queue: JobQueue, reservation: Reservation | None, uploads: Sequence[Upload] = ()
+) -> Job:
+    """Record a job and what came with it, then tell the workers."""
+    job = jobs.create(spec, reservation, uploads)  # committed before any worker can hear of it
     with logs.about(job_id=job.id):
         log.info("job created")
         try:

@@ -15,11 +15,11 @@ from api.dependencies import Artifacts, JobQueue, Jobs, ServiceSettings, allowed
 from api.errors import RequestRefusedError
 from api.idempotency import OnlyOnce
 from api.openapi import FILE_PART, SPEC_PART, form, problems
-from api.routes.files import keep, record
+from api.routes.files import keep
 from api.routes.jobs import accepted, start
-from jobs.errors import ArtifactTooLargeError, JobsError
+from jobs.errors import ArtifactTooLargeError
 from jobs.idempotency import Reservation
-from jobs.models import File, FileId, Job, Problem, Purpose
+from jobs.models import FileId, Job, Problem, Purpose
 
 router = APIRouter(prefix="/sanitize", tags=["jobs"])
 
@@ -57,21 +57,13 @@ async def sanitize(
     left = await run_in_threadpool(jobs.bytes_left)
     async with multipart(request, settings.multipart_limit_bytes, quota_bytes=left) as parts:
         spec = await run_in_threadpool(_checked_spec, parts, await _spec_text(parts))
-        kept = {purpose: await keep(part, artifacts) for purpose, part in _files(parts)}
+        uploads = [await keep(part, purpose, artifacts) for purpose, part in _files(parts)]
 
     def make(reservation: Reservation | None) -> Job:
-        stored: dict[Purpose, File] = {}
-        try:
-            for purpose, (blob, name) in kept.items():
-                stored[purpose] = record(jobs, blob, purpose, name)
-            named = parse_spec(_with_ids(spec, {purpose: file.id for purpose, file in stored.items()}))
-            return start(named, jobs, queue, reservation)
-        except JobsError:
-            for file in stored.values():  # without its job nobody knows of the file
-                jobs.delete_file(file.id)
-            raise
+        named = parse_spec(_with_ids(spec, {upload.purpose: upload.id for upload in uploads}))
+        return start(named, jobs, queue, reservation, uploads)
 
-    asked = [part for purpose, (blob, name) in kept.items() for part in (purpose, blob.sha256, name)]
+    asked = [part for upload in uploads for part in (upload.purpose, upload.sha256, upload.filename)]
     return accepted(await once.make(Job, make, json.dumps(spec, sort_keys=True), *asked), request, response)
 
 

@@ -113,6 +113,7 @@ def test_a_refused_method_names_the_ones_that_work(client: httpx.Client) -> None
         (b"\xff\xfe{\x00}\x00", 400, "malformed_json"),
         (b"[" * 100_000, 400, "malformed_json"),
         (b"9" * 5000, 400, "malformed_json"),
+        (b'{"model": {}, "removal": {"seed": 1, "seed": 2}}', 400, "malformed_json"),
         (b"null", 422, "invalid_spec"),
         (b"[]", 422, "invalid_spec"),
         (b'{"model": NaN}', 422, "invalid_spec"),
@@ -243,3 +244,11 @@ def test_a_request_id_that_could_do_harm_is_replaced(client: httpx.Client, given
 def test_a_request_with_two_lengths_is_refused(client: httpx.Client) -> None:
     headers = {"Content-Length": "2", "Transfer-Encoding": "chunked"}
     problem(client.post("/v1/jobs", content=b"{}", headers=headers), 400, "ambiguous_length")
+
+
+def test_a_method_that_an_address_does_not_have_is_told_all_that_it_has(app: FastAPI, client: httpx.Client) -> None:
+    paths = app.openapi()["paths"]
+    for path, operations in paths.items():
+        answer = client.request("PATCH", path)
+        allowed = {method.lower() for method in answer.headers["allow"].split(", ")}
+        assert (answer.status_code, allowed) == (405, set(operations)), path

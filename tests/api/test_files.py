@@ -22,6 +22,7 @@ from jobs.settings import Settings
 from tests.api.harness import KEY, problem, upload
 
 Stored = Callable[[], list[str]]
+FIELD = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nmodel'
 SURROGATE = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n\\ud800\r\n--x--\r\n'
 
 
@@ -96,7 +97,7 @@ def test_a_digest_that_cannot_be_checked_is_refused(client: httpx.Client, stored
 @given(st.binary(min_size=32, max_size=32))
 def test_a_digest_is_read_as_it_was_written(digest: bytes) -> None:
     header = f"sha-256=:{base64.b64encode(digest).decode()}:"
-    assert announced_sha256([header]) == digest
+    assert announced_sha256([header]) == announced_sha256([f"{header};a=1;b"]) == digest
     assert announced_sha256(["md5=:AAAA:", header]) == digest
 
 
@@ -216,6 +217,11 @@ def test_every_problem_of_a_form_is_listed(
         ("multipart/form-data; boundary=x", b"--x\r\n\r\n\r\n--x--\r\n", 400),
         ("multipart/form-data; boundary=x", SURROGATE.replace(b"\\ud800", b"\xed\xa0\x80\0"), 422),
         ("multipart/form-data; boundary=x", b"--x--\r\n", 422),
+        ("multipart/form-data; boundary=x", FIELD + b"\r\n--x--\r\n", 422),
+        ("multipart/form-data; boundary=x", FIELD, 400),
+        ("multipart/form-data; boundary=x", FIELD + b"\r\n--x\r\n", 400),
+        ("multipart/form-data; boundary=x", FIELD + b"\r\n--x-", 400),
+        ("multipart/form-data; boundary=x", FIELD + bytes(1024**2) + b"\r\n--x--\r\n", 413),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/sanitize"])

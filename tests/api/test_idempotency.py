@@ -142,3 +142,13 @@ def test_two_tenants_may_choose_the_same_key(app: FastAPI, client: httpx.Client,
 def test_a_key_that_is_none_is_refused(client: httpx.Client, spec: dict[str, Any], key: str) -> None:
     headers = {"Idempotency-Key": key.encode("latin-1")}
     problem(client.post("/v1/jobs", json=spec, headers=headers), 400, "invalid_parameters")
+
+
+def test_a_request_is_the_same_in_whatever_order_its_members_come(
+    client: httpx.Client, spec: dict[str, Any], store: JobStore
+) -> None:
+    asked = {**spec, "metadata": {"a": "1", "b": "2"}}
+    turned = {name: asked[name] for name in reversed(asked)} | {"metadata": {"b": "2", "a": "1"}}
+    first, again = (client.post("/v1/jobs", json=body, headers=KEY) for body in (asked, turned))
+    assert (first.status_code, again.status_code, first.json()["id"]) == (202, 202, again.json()["id"])
+    assert records(store)[0] == 1

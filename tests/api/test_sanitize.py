@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from jobs.errors import QueueFullError
-from jobs.models import Job
 from jobs.tenant import TenantStore
 from tests.api.harness import FakeQueue, problem
 
@@ -77,15 +76,30 @@ def test_a_form_without_a_spec_says_so(client: httpx.Client) -> None:
     assert [error["pointer"] for error in errors] == ["/spec"]
 
 
-def test_files_of_a_job_that_was_not_accepted_are_forgotten(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> Job:
+def test_files_are_recorded_with_their_job_or_not_at_all(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
         raise QueueFullError("1000 jobs wait already")
 
-    monkeypatch.setattr(TenantStore, "create", full)
-    problem(send(client, SPEC, **FILES), 503, "queue_full")
+    with monkeypatch.context() as patched:
+        patched.setattr(TenantStore, "_check_room", full)  # the last that is looked at before a job is written
+        problem(send(client, SPEC, **FILES), 503, "queue_full")
     assert client.get("/v1/files").json()["files"] == []
+    assert send(client, SPEC, **FILES).status_code == 202
+    assert len(client.get("/v1/files").json()["files"]) == 2
+
+
+def test_a_form_that_breaks_off_is_not_taken_for_one_that_asks_for_less(
+    client: httpx.Client, stored: Callable[[], list[str]]
+) -> None:
+    files: dict[str, Any] = {**FILES, "spec": json.dumps(SPEC).encode(), "test": b"held out by whom?"}
+    request = client.build_request("POST", "/v1/sanitize", files=files)
+    whole = request.read()
+    for cut in (4, 40, len(whole) // 2):
+        answer = client.post(
+            "/v1/sanitize", content=whole[:-cut], headers={"Content-Type": request.headers["Content-Type"]}
+        )
+        problem(answer, 400, "malformed_multipart")
+    assert stored() == []
 
 
 def test_a_form_beyond_the_limit_is_told_the_other_way(client: httpx.Client) -> None:

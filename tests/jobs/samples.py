@@ -11,7 +11,7 @@ from jobs.database import writing
 from jobs.models import Artifact, Comparison, Failure, File, JobSpec, Purpose, Summary
 from jobs.store import JobStore
 from jobs.tables import DEFAULT_TENANT, jobs
-from jobs.tenant import TenantStore
+from jobs.tenant import TenantStore, Upload
 
 FAILURE = Failure(code="nan_loss", error_class="user", message="the loss became NaN")
 CRASH = Failure(code="child_killed", error_class="resource", message="the child was killed", retryable=True)
@@ -39,7 +39,7 @@ def mine(store: JobStore) -> TenantStore:
 
 def add(store: JobStore, purpose: Purpose, content: str | None = None) -> File:
     content = content or purpose
-    return mine(store).add_file(sha256=digest(content), size=len(content), purpose=purpose, filename=f"{content}.zip")
+    return mine(store).add_file(Upload(digest(content), len(content), purpose, f"{content}.zip"))
 
 
 def spec_for(store: JobStore, *, model: str = "model", **more: object) -> JobSpec:

@@ -236,3 +236,12 @@ def test_bytes_that_are_put_again_stay_the_same_file(tmp_path: Path) -> None:
     assert place.stat().st_ino == before.st_ino  # whoever may read it by its inode, as under Landlock, still may
     assert place.stat().st_mtime >= before.st_mtime
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_bytes_that_were_damaged_are_whole_once_they_are_put_again(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    place = store.path(store.put_bytes(b"whole").sha256)
+    for damaged in (b"WHOLE", b"whol", b"", b"wholeness"):
+        place.write_bytes(damaged)
+        store.put_bytes(b"whole")
+        assert place.read_bytes() == b"whole"

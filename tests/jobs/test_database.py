@@ -23,6 +23,7 @@ from jobs.errors import DatabaseUnavailableError, StorageFullError
 from jobs.settings import Settings
 from jobs.store import JobStore, open_store
 from jobs.tables import jobs
+from jobs.tenant import Upload
 from tests.jobs.samples import add, mine, spec_for
 from tests.servers import postgresql_server
 
@@ -30,9 +31,10 @@ OPEN_AND_ADD = """
 import pathlib, sys
 from jobs.settings import Settings
 from jobs.store import open_store
+from jobs.tenant import Upload
 url = sys.argv[2] or None
 store = open_store(Settings(data_dir=pathlib.Path(sys.argv[1]), database_url=url))
-store.of("default").add_file(sha256="0" * 64, size=1, purpose="clean", filename="x")
+store.of("default").add_file(Upload("0" * 64, 1, "clean", "x"))
 """
 
 
@@ -116,7 +118,7 @@ def test_a_full_disk_under_sqlite_is_said_and_leaves_nothing_half_done(tmp_path:
         pages = pragma(connection, "page_count")
         pragma(connection, f"max_page_count = {pages}")  # of this connection, which the pool hands out next
     with pytest.raises(StorageFullError):
-        mine(store).add_file(sha256="0" * 64, size=1, purpose="clean", filename="x" * 100_000)
+        mine(store).add_file(Upload("0" * 64, 1, "clean", "x" * 100_000))
     assert mine(store).list_files().files == ()
     add(store, "clean")  # what is small still fits
     store.close()

@@ -72,6 +72,14 @@ def test_the_command_prints_a_key_once_and_keeps_its_hash(folder: Path) -> None:
     assert secret.encode() not in database + listed.encode()
 
 
+@pytest.mark.parametrize("days", ["0", "36501", "9" * 20])
+def test_no_key_is_made_that_ends_when_no_date_can_say(folder: Path, days: str) -> None:
+    assert command("create", "--days", days).exit_code == 2
+    assert list(folder.iterdir()) == []
+    assert command("create", "--days", "36500").exit_code == 0
+    assert command("list").exit_code == 0
+
+
 def test_a_revoked_key_lets_in_no_more_and_the_others_do(folder: Path) -> None:
     assert folder.exists()
     first, second = (command("create").stdout.strip().split("_")[1] for _ in range(2))

@@ -44,7 +44,7 @@ from jobs.models import FileId, Job, JobSpec, Progress
 from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.tables import idempotency_keys, jobs
-from jobs.tenant import Limits, new_id
+from jobs.tenant import Limits, Upload, new_id
 from tests.jobs.samples import (
     CRASH,
     FAILURE,
@@ -72,7 +72,7 @@ def kind(outcome: object) -> str:
 
 
 def test_a_file_comes_back_as_it_was_recorded(store: JobStore) -> None:
-    made = mine(store).add_file(sha256=digest("x"), size=5 * 1024**3, purpose="clean", filename="bïrds 🐦.zip")
+    made = mine(store).add_file(Upload(digest("x"), 5 * 1024**3, "clean", "bïrds 🐦.zip"))
     assert mine(store).get_file(made.id) == made
     assert (made.sha256, made.bytes, made.purpose, made.filename) == (digest("x"), 5 * 1024**3, "clean", "bïrds 🐦.zip")
     assert made.created.utcoffset() == timedelta(0)
@@ -719,7 +719,7 @@ def test_a_request_that_died_gives_its_key_up_and_commits_nothing_after(store: J
     made = mine(store).create(spec, second)
     for again in (late, second):
         with pytest.raises(RequestInFlightError):
-            mine(store).add_file(sha256=digest("x"), size=1, purpose="clean", filename="x", reservation=again)
+            mine(store).add_file(Upload(digest("x"), 1, "clean", "x"), again)
     assert mine(store).list_jobs().jobs == (made,)
     assert len(mine(store).list_files().files) == 2
 

@@ -103,9 +103,21 @@ def test_what_may_be_repeated_is_after_a_lost_connection_or_when_asked_for_patie
     assert pauses == ([3.0, 3.0] if failure is BUSY else [0.25, 0.5])
 
 
+def test_an_answer_that_is_still_being_made_is_waited_for(pauses):
+    flying = httpx.Response(409, headers={"Retry-After": "1"}, json={"code": "request_in_flight"})
+    client, seen = failing_first(59, lambda _: httpx.Response(202, json=job_json()), flying)
+    spec = JobSpec(model=ModelSpec(file_id="file_1", architecture="medic/x"), clean_data=DataSpec(file_id="file_2"))
+    assert client.create_job(spec).id == "job_1"
+    assert (len(seen), pauses) == (60, [1.0] * 59)  # the service holds a key for so long that nobody answers
+
+
 def test_patience_ends():
     client, seen = failing_first(1000, lambda _: httpx.Response(200), LOST)
     with pytest.raises(UnreachableError):
+        client.job(JobId("job_1"))
+    assert 2 <= len(seen) <= 10
+    client, seen = failing_first(1000, lambda _: httpx.Response(200), BUSY)
+    with pytest.raises(MedicApiError):
         client.job(JobId("job_1"))
     assert 2 <= len(seen) <= 10
 

@@ -6,14 +6,17 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from benchmarks.servers import RunningRedis, empty_database
+from jobs.database import open_engine, writing
+from jobs.keys import new_key
 from jobs.models import Check
 from jobs.settings import Settings
 from jobs.store import open_store
 from worker.doctor import examine
 
-QUICK = ("python", "sqlite", "settings", "data folder", "database", "retention", "broker")
+QUICK = ("python", "sqlite", "settings", "api key", "data folder", "database", "retention", "broker")
 """What is looked at before PyTorch is loaded."""
 
 
@@ -82,3 +85,15 @@ def test_malformed_settings_are_named_without_their_values_and_end_the_look(
     assert "MEDIC_DATABASE_URL: " in checks["settings"].detail
     assert "MEDIC_SANDBOX: " in checks["settings"].detail
     assert "hush" not in checks["settings"].detail
+
+
+def test_what_would_stop_the_service_at_its_start_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine = open_engine(Settings(data_dir=tmp_path))
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    checks = quickly(monkeypatch, tmp_path, MEDIC_API_KEY="hush")
+    assert {name for name, check in checks.items() if check.state == "broken"} == {"api key", "database"}
+    assert "9999" in checks["database"].detail
+    assert "hush" not in checks["api key"].detail
+    assert quickly(monkeypatch, tmp_path, MEDIC_API_KEY=new_key())["api key"].state == "ok"

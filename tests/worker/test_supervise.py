@@ -20,6 +20,7 @@ from jobs.errors import DatabaseUnavailableError, StorageFullError
 from jobs.models import DataSpec, Job, JobSpec, ModelSpec
 from jobs.settings import Settings
 from jobs.store import JobStore
+from jobs.tenant import Upload
 from tests.jobs.samples import SUCCESS, mine
 from worker import run as running
 from worker import supervise
@@ -60,7 +61,7 @@ class House:
 
     def _file(self, purpose: Any) -> Any:
         blob = self.artifacts.put_bytes(purpose.encode())
-        return mine(self.jobs).add_file(sha256=blob.sha256, size=blob.size, purpose=purpose, filename="f").id
+        return mine(self.jobs).add_file(Upload(blob.sha256, blob.size, purpose, "f")).id
 
     def run(self, times: int = 1) -> Job:
         for _ in range(times):
