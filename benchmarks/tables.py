@@ -45,6 +45,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "attention_distillation": {"method": "attention_distillation"},
     "mode_connectivity": {"method": "mode_connectivity"},
     "adversarial_pruning": {"method": "adversarial_pruning"},
+    "adversarial_pruning authors": {  # as MEDIC's authors let it run for their tables
+        "method": "adversarial_pruning",
+        "perturbation": 0.2,
+        "learning_rate": 0.1,
+        "threshold": 0.05,
+    },
     "scratch": {"method": "scratch"},
     "distill": {"method": "distill"},
     "head_shift": {"method": "head_shift"},
