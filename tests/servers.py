@@ -15,7 +15,7 @@ from benchmarks.servers import NotInstalledError, RunningPostgresql, RunningRedi
 @contextmanager
 def redis_server(port: int | None = None, *, password: str = "") -> Iterator[RunningRedis]:
     """Redis, or no test."""
-    _need("redis-server")
+    need("redis-server")
     with servers.redis_server(port, password=password) as running:
         yield running
 
@@ -23,12 +23,13 @@ def redis_server(port: int | None = None, *, password: str = "") -> Iterator[Run
 @contextmanager
 def postgresql_server(*, password: str = "") -> Iterator[RunningPostgresql]:
     """PostgreSQL, or no test."""
-    _need("initdb")
+    need("initdb")
     with servers.postgresql_server(password=password) as running:
         yield running
 
 
-def _need(name: str) -> None:
+def need(name: str) -> None:
+    """Find a program, or no test."""
     try:
         servers.program(name)
     except NotInstalledError as error:

@@ -191,6 +191,11 @@ def test_api_and_workers_share_the_data_folder() -> None:
     assert all(service["volumes"] == [f"data:{folder}"] for service in services for folder in folders)
 
 
+def test_compose_lets_clients_in_by_the_proxy_alone() -> None:
+    assert [name for name, service in COMPOSE["services"].items() if "ports" in service] == ["proxy"]
+    assert COMPOSE["services"]["proxy"]["volumes"] == ["./docker/nginx.conf:/etc/nginx/nginx.conf:ro"]
+
+
 def test_compose_refuses_to_start_without_a_key() -> None:
     assert COMPOSE["services"]["api"]["environment"]["MEDIC_API_KEY"].startswith("${MEDIC_API_KEY:?")
 
