@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Header, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from api.dependencies import Jobs
+from api.errors import RequestRefusedError
 from jobs.idempotency import Reservation
 from jobs.tenant import TenantStore
 
@@ -64,7 +65,9 @@ class Once:
             raise
 
 
-async def _once(jobs: Jobs, response: Response, key: _Key = None) -> Once:
+async def _once(request: Request, jobs: Jobs, response: Response, key: _Key = None) -> Once:
+    if len(request.headers.getlist("idempotency-key")) > 1:
+        raise RequestRefusedError(400, "invalid_parameters", "Idempotency-Key is there more than once: send one")
     return Once(jobs, key, response)
 
 

@@ -152,3 +152,9 @@ def test_a_request_is_the_same_in_whatever_order_its_members_come(
     first, again = (client.post("/v1/jobs", json=body, headers=KEY) for body in (asked, turned))
     assert (first.status_code, again.status_code, first.json()["id"]) == (202, 202, again.json()["id"])
     assert records(store)[0] == 1
+
+
+def test_of_two_keys_neither_is_chosen(client: httpx.Client, spec: dict[str, Any], store: JobStore) -> None:
+    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    problem(client.post("/v1/jobs", json=spec, headers=headers), 400, "invalid_parameters")
+    assert records(store)[0] == 0
