@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -35,7 +34,7 @@ from jobs.idempotency import Reservation
 from jobs.models import TERMINAL, File, FileId, Job, JobId, JobSpec, Purpose, Status
 from jobs.store import JobStore
 from jobs.tables import files, idempotency_keys, jobs
-from jobs.tenant import Limits, TenantStore
+from jobs.tenant import Limits, TenantStore, Upload
 from tests.jobs.machines import asked, patient, run_machine
 from tests.jobs.samples import SUCCESS, digest
 
@@ -143,17 +142,18 @@ class TenantMachine(RuleBasedStateMachine):
         self._upload(reservation.tenant, "clean", size, reservation)
 
     def _upload(self, who: str, purpose: Purpose, size: int, reservation: Reservation | None = None) -> File | None:
-        sha256 = digest(f"{purpose} {size}")  # both tenants may send the same
-        add = partial(self.of(who).add_file, sha256=sha256, size=size, purpose=purpose, filename="f.zip")
-        answer = asked(lambda: add(reservation=reservation))
-        stored = sum(known.bytes for owner, known in self.files.values() if owner == who)
-        refusal = StorageQuotaError if stored + size > MOST_BYTES else self._refusal_of(reservation)
-        if not self.expect(answer, refusal):
+        upload = Upload(digest(f"{purpose} {size}"), size, purpose, "f.zip")  # both tenants may send the same
+        answer = asked(self.of(who).add_file, upload, reservation)
+        if not self.expect(answer, self._refusal_of_bytes(who, size) or self._refusal_of(reservation)):
             return None
         assert isinstance(answer, File)
         self.files[answer.id] = who, answer
         self._settle(reservation, answer)
         return answer
+
+    def _refusal_of_bytes(self, who: str, size: int) -> type[JobsError] | None:
+        stored = sum(known.bytes for owner, known in self.files.values() if owner == who)
+        return StorageQuotaError if stored + size > MOST_BYTES else None
 
     @rule(pair=pairs, is_model=st.booleans(), is_strange=seldom)
     def delete_file(self, pair: Pair, is_model: bool, is_strange: bool) -> None:
@@ -190,22 +190,53 @@ class TenantMachine(RuleBasedStateMachine):
     def _create(
         self, who: str, inputs: tuple[FileId, FileId], reservation: Reservation | None = None
     ) -> ModelJob | MultipleResults[ModelJob]:
-        model, clean = inputs
-        named = {"model": {"file_id": model, "architecture": "medic/resnet8"}, "clean_data": {"file_id": clean}}
-        answer = asked(self.of(who).create, JobSpec.model_validate(named), reservation)
+        answer = asked(self.of(who).create, _spec_of(inputs), reservation)
         if not self.expect(answer, self._refusal_of_job(who, inputs) or self._refusal_of(reservation)):
             return multiple()
+        return self._accepted(answer, who, inputs, reservation)
+
+    def _accepted(
+        self, answer: object, who: str, inputs: tuple[FileId, FileId], reservation: Reservation | None
+    ) -> ModelJob:
         assert isinstance(answer, Job)
         self._settle(reservation, answer)
         self.jobs.append(ModelJob(answer.id, who, answer.model.sha256, inputs))
         return self.jobs[-1]
 
+    @rule(target=known, who=tenants, size=st.integers(1, 3))
+    def sanitize(self, who: str, size: int) -> ModelJob | MultipleResults[ModelJob]:
+        return self._sanitize(who, size)
+
+    @rule(target=known, reservation=reservations, size=st.integers(1, 3))
+    def sanitize_under(self, reservation: Reservation, size: int) -> ModelJob | MultipleResults[ModelJob]:
+        return self._sanitize(reservation.tenant, size, reservation)
+
+    def _sanitize(
+        self, who: str, size: int, reservation: Reservation | None = None
+    ) -> ModelJob | MultipleResults[ModelJob]:
+        """Files and job come together, or not at all."""
+        model = Upload(digest(f"model {size}"), size, "model", "f.zip")
+        clean = Upload(digest(f"clean {size}"), size, "clean", "f.zip")
+        answer = asked(self.of(who).create, _spec_of((model.id, clean.id)), reservation, (model, clean))
+        refusal = self._refusal_of_bytes(who, 2 * size) or self._refusal_of_room(who) or self._refusal_of(reservation)
+        if not self.expect(answer, refusal):
+            return multiple()
+        for upload in (model, clean):
+            file = self.of(who).get_file(upload.id)
+            assert (file.sha256, file.bytes, file.purpose) == (upload.sha256, size, upload.purpose)
+            self.files[upload.id] = who, file
+        self.seen.add("files with their job")
+        return self._accepted(answer, who, (model.id, clean.id), reservation)
+
     def _refusal_of_job(self, who: str, inputs: tuple[FileId, FileId]) -> type[JobsError] | None:
-        waiting = [job.tenant for job in self.jobs if job.status == "queued"]
         if not all(self._owns(who, file_id) for file_id in inputs):
             return UnknownFileError
         if [self.files[file_id][1].purpose for file_id in inputs] != ["model", "clean"]:
             return WrongPurposeError
+        return self._refusal_of_room(who)
+
+    def _refusal_of_room(self, who: str) -> type[JobsError] | None:
+        waiting = [job.tenant for job in self.jobs if job.status == "queued"]
         if len(waiting) >= MOST_WAITING:
             return QueueFullError
         return TenantQueueFullError if waiting.count(who) >= MOST_WAITING_OF_TENANT else None
@@ -358,6 +389,12 @@ class TenantMachine(RuleBasedStateMachine):
             yield from (artifact.sha256 for artifact in OUTPUTS)
 
 
+def _spec_of(inputs: tuple[FileId, FileId]) -> JobSpec:
+    model, clean = inputs
+    named = {"model": {"file_id": model, "architecture": "medic/resnet8"}, "clean_data": {"file_id": clean}}
+    return JobSpec.model_validate(named)
+
+
 def _asking(owned: Pair | ModelJob, is_strange: bool) -> str:
     return OTHER[owned.tenant] if is_strange else owned.tenant
 
@@ -384,6 +421,7 @@ def test_every_sequence_of_requests_agrees_with_the_model(hasty_engine: Engine) 
         "idempotency_key_reused",
         "request_in_flight",
         "replayed",
+        "files with their job",
         "abandoned",
         "forgotten",
     }
