@@ -95,10 +95,11 @@ def parse_json(text: bytes) -> object:
 
 def _without_repetition(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Refuse what some readers take the first of, and others the last."""
-    read = dict(pairs)
-    if len(read) != len(pairs):
-        repeated = next(name for index, (name, _) in enumerate(pairs) if name in dict(pairs[:index]))
-        raise ValueError(f"{repeated!r} is there twice")
+    read: dict[str, object] = {}
+    for name, value in pairs:
+        if name in read:
+            raise ValueError(f"{name[:100]!r} is there twice")
+        read[name] = value
     return read
 
 

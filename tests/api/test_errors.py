@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -239,6 +240,13 @@ def test_a_request_id_that_could_do_harm_is_replaced(client: httpx.Client, given
     made = client.get("/livez", headers={"X-Request-Id": given_id.encode()}).headers["x-request-id"]
     assert made != given_id
     assert made.startswith("req_")
+
+
+def test_the_last_of_many_members_may_be_the_repeated_one(client: httpx.Client) -> None:
+    members = b",".join(b'"%d":1' % number for number in range(90_000))
+    began = time.monotonic()
+    problem(client.post("/v1/jobs", content=b'{%b,"0":1}' % members), 400, "malformed_json")
+    assert time.monotonic() - began < 10  # to look for each among all before it took minutes
 
 
 def test_a_request_with_two_lengths_is_refused(client: httpx.Client) -> None:
