@@ -31,8 +31,7 @@ def migrate(connection: Connection, version: str = "head") -> None:
     """
     config = _config()
     config.attributes["connection"] = connection
-    check_version(connection)
-    found = version_of(connection)
+    found = check_version(connection)
     if found is None and inspect(connection).has_table("jobs"):
         command.stamp(config, BEFORE_VERSIONS)
         found = BEFORE_VERSIONS
@@ -44,8 +43,8 @@ def migrate(connection: Connection, version: str = "head") -> None:
         command.downgrade(config, version)
 
 
-def check_version(connection: Connection) -> None:
-    """Look whether this program knows the version that the tables are of.
+def check_version(connection: Connection) -> str | None:
+    """Return the version that the tables are of, None where that was never written; this program knows it.
 
     Raises:
         SchemaTooNewError: A later version of this program made them.
@@ -54,6 +53,7 @@ def check_version(connection: Connection) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if found is not None and found not in known:
         raise SchemaTooNewError(f"a later version of this program made the database: its tables are of version {found}")
+    return found
 
 
 def _config() -> Config:

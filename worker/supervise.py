@@ -179,9 +179,8 @@ class _Run:
         )
         if bad := self._bad_end(ended, "intake"):
             return bad
-        try:
-            intake = left_by_child(self.task_dir / INTAKE_FILE, Intake)
-        except (ValueError, FileNotFoundError):
+        intake = left_by_child(self.task_dir / INTAKE_FILE, Intake)
+        if intake is None:
             return Failed(failure("internal_error", "internal", "The intake process left no findings to read."))
         self._inspected(intake)
         if intake.problems:
@@ -195,9 +194,8 @@ class _Run:
         )
         if bad := self._bad_end(ended, "trainer"):
             return bad
-        try:
-            result = left_by_child(self.task_dir / RESULT_FILE, Result)
-        except (ValueError, FileNotFoundError):
+        result = left_by_child(self.task_dir / RESULT_FILE, Result)
+        if result is None:
             return Failed(failure("internal_error", "internal", "The trainer process left no result to read."))
         return self._collected(result)
 

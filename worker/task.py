@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from jobs.models import (
     Failure,
@@ -186,15 +186,11 @@ Event = Advanced | Checkpointed
 Left = TypeVar("Left", Intake, Result)
 
 
-def left_by_child(path: Path, kind: type[Left]) -> Left:
-    """Read what a child left.
-
-    Raises:
-        ValueError: It is none of that kind, or too large to be.
-        FileNotFoundError: It left nothing.
-    """
-    with path.open("rb") as file:
-        content = file.read(MOST_FOUND_BYTES + 1)
-    if len(content) > MOST_FOUND_BYTES:
-        raise ValueError(f"{path.name} has more than {MOST_FOUND_BYTES} bytes")
-    return kind.model_validate_json(content)
+def left_by_child(path: Path, kind: type[Left]) -> Left | None:
+    """Read what a child left; None where it left nothing, nothing of that kind, or too much to be."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_FOUND_BYTES + 1)
+        return kind.model_validate_json(content) if len(content) <= MOST_FOUND_BYTES else None
+    except (ValidationError, FileNotFoundError):
+        return None

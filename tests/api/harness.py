@@ -54,13 +54,15 @@ def upload(client: httpx.Client, purpose: str, content: bytes, filename: str = "
     return dict(answer.json())
 
 
+PROBLEM_FIELDS = {"type", "title", "status", "detail", "instance", "code", "request_id", "errors", "retryable"}
+
+
 def problem(answer: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
     """Check that an answer is a whole problem document, and return it."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     document = dict(answer.json())
-    fields = {"type", "title", "status", "detail", "instance", "code", "request_id", "errors", "retryable"}
-    assert document.keys() - {"retry_after"} == fields
+    assert document.keys() - {"retry_after"} == PROBLEM_FIELDS
     assert document["status"] == status
     assert document["request_id"] == answer.headers["x-request-id"]
     assert code is None or document["code"] == code

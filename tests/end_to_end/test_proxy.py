@@ -15,22 +15,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.api.harness import KEY, problem
+from benchmarks.servers import free_port
+from tests.api.harness import KEY, PROBLEM_FIELDS, problem
 from tests.api.serving import ROOT, Server, received, running, upload_head, wait_until
 from tests.servers import need
 
 CONF = ROOT / "docker/nginx.conf"
 LIMIT = 3 * 1024**2
-FIELDS = {"type", "title", "status", "detail", "instance", "code", "request_id", "errors", "retryable"}
 
 
 @contextmanager
 def proxy_before(address: str, folder: Path) -> Iterator[str]:
     """Start nginx on the file of compose, with another address of the API and folders of its own."""
     need("nginx")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     text = CONF.read_text().replace("http://api:8000", address).replace("listen 8000", f"listen 127.0.0.1:{port}")
     text = text.replace("/tmp/", f"{folder}/").replace("/dev/stderr", f"{folder}/log")  # noqa: S108  the image's own
     (folder / "nginx.conf").write_text(text)
@@ -129,5 +127,5 @@ def test_every_refusal_in_the_file_is_a_problem_document() -> None:
     documents = [json.loads(text) for text in re.findall(r"return \d+ '(.+)';", CONF.read_text())]
     assert len(documents) == 4
     for document in documents:
-        assert document.keys() - {"retry_after"} == FIELDS
+        assert document.keys() - {"retry_after"} == PROBLEM_FIELDS
         assert document["type"] == f"urn:medic:problem:{document['code']}"
