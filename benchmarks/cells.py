@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -152,10 +152,17 @@ class Sheet:
 
     def keep(self, row: Mapping[str, Any]) -> None:
         """Add a row, in the place of one of the same cell."""
+        self._rewrite(lambda kept: [*(each for each in kept if key_of(each) != key_of(row)), row])
+
+    def forget(self, suspect: str) -> None:
+        """Drop the rows of a suspect whose weights are others now."""
+        self._rewrite(lambda kept: [each for each in kept if each["suspect"] != suspect])
+
+    def _rewrite(self, change: Callable[[list[dict[str, str]]], Sequence[Mapping[str, Any]]]) -> None:
         with replaced(self.path) as fresh, fresh.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows([*(each for each in self.rows() if key_of(each) != key_of(row)), row])
+            writer.writerows(change(self.rows()))
 
     def fill(self, cell: Cell, shown: Batches) -> dict[str, str] | None:
         """Measure a cell that has no row and that no other process is about; return its row where it is new."""

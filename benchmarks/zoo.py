@@ -4,12 +4,13 @@ Names and recipes stand in ``benchmarks.suspects.RECIPES``; ``docs/attacks.md`` 
 WRN-16-1 on ``train-20000``; ``heldout`` on what is left of it without the validation images of ``benchmarks.suspects``,
 so that it tells what a repair costs on images that the model has not seen; ``signs-…`` are ResNet-34 on drawn road
 signs. Beside the weights, ``zoo.json`` keeps the recipe and what came of it. The committed weights are of seed 0 and
-one thread.
+one thread. Cells that were measured on other weights of that name are dropped.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.cells import figures_of
+from benchmarks.cells import Sheet, figures_of
 from benchmarks.machine import keep_among
 from benchmarks.suspects import (
     RECIPES,
@@ -38,6 +39,7 @@ from medic_core.attacks.recipes import CleanLabelRecipe
 from medic_core.attacks.training import Backdoored, train_backdoored
 
 INDEX = ZOO / "zoo.json"
+CELLS = ZOO.parent / "results" / "cells.csv"
 
 
 def train(name: str, seed: int) -> Backdoored:
@@ -93,6 +95,8 @@ def main(name: str, seed: int, threads: int) -> None:
         "seconds": seconds,
         "threads": threads,
     }
+    if entry["sha256"] not in [kept["sha256"] for kept in json.loads(INDEX.read_text()) if kept["name"] == name]:
+        Sheet(CELLS).forget(name)
     keep_among(INDEX, entry, ["name"])
     click.echo(f"{name}: accuracy {entry['accuracy']:.1%}, attack success {entry['attack_success']:.1%}, {seconds} s")
 

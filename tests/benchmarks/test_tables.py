@@ -51,6 +51,15 @@ def test_a_kept_cell_is_found_again_and_another_seed_setting_suspect_or_amount_i
         assert sheet.find(other) is None
 
 
+def test_rows_of_a_suspect_that_was_trained_anew_are_dropped_and_no_others(tmp_path: Path) -> None:
+    sheet = Sheet(tmp_path / "cells.csv")
+    for suspect in ("sig", "warp"):
+        for seed in (1, 2):
+            sheet.keep(row(Cell(suspect, seed=seed), accuracy="80.00"))
+    sheet.forget("sig")
+    assert [(each["suspect"], each["seed"]) for each in sheet.rows()] == [("warp", "1"), ("warp", "2")]
+
+
 def test_a_cell_that_another_process_is_about_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sheet, cell, measured = Sheet(tmp_path / "cells.csv"), Cell("badnet"), []
 
