@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,16 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from benchmarks.machine import describe_processor, held, replaced
-from benchmarks.suspects import clean_images, suspect, target_of, triggered
+from benchmarks.suspects import (
+    as_taken_by,
+    benign_of,
+    clean_images,
+    digest_of,
+    half_of,
+    suspect,
+    target_of,
+    triggered,
+)
 from medic_core.config import RemovalConfig, expand_preset
 from medic_core.data import Batches
 from medic_core.evaluation import (
@@ -31,12 +40,18 @@ from medic_core.removal import Progress, remove_backdoor
 COLUMNS = (
     *("suspect", "settings", "seed", "clean", "n", "triggered_n"),
     *("accuracy", "attack_success", "false_target", "recovery", "der"),
-    *("epochs", "seconds", "threads", "cpu", "resolved"),
+    *("epochs", "seconds", "threads", "cpu", "resolved", "weights"),
 )
-Key = tuple[str, str, str]
+KEY = ("suspect", "weights", "resolved", "clean")
+"""Columns that tell a row from others: every setting, so that it is not taken for another when defaults change, and
+the suspect's weights, so that it is not taken for one of a model that was trained anew."""
+Key = tuple[str, ...]
 
 UNTOUCHED = {"method": "none"}
 """Stands for the suspect as it is."""
+BENIGN = {"method": "benign"}
+"""Stands for a model without a backdoor, shown the same trigger: nothing that is left below its attack success is the
+backdoor's."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +75,16 @@ class Cell:
         chosen = expand_preset({**self.settings, "seed": self.seed})
         return _removal().validate_python(chosen)
 
+    def columns(self) -> dict[str, str]:
+        """Return the ``KEY`` of its row."""
+        settled = self.settings in (UNTOUCHED, BENIGN)
+        resolved = dict(self.settings) if settled else asdict(self.config())
+        values = (self.suspect, digest_of(self.suspect), json.dumps(resolved, sort_keys=True), str(len(self.clean())))
+        return dict(zip(KEY, values, strict=True))
+
     def key(self) -> Key:
-        """What tells a row from others: every setting, so that it is not taken for another when defaults change."""
-        resolved = dict(UNTOUCHED) if self.settings == UNTOUCHED else asdict(self.config())
-        return self.suspect, json.dumps(resolved, sort_keys=True), str(len(self.clean()))
+        """What tells its row from others."""
+        return tuple(self.columns().values())
 
     def clean(self) -> Batches:
         """Return the images that the defender has."""
@@ -72,23 +93,30 @@ class Cell:
 
 def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
     """Repair, and measure what came of it on ``shown``, in percent."""
-    before, began = suspect(cell.suspect), time.process_time()
-    repaired, epochs = before.model, Epochs()
-    if cell.settings != UNTOUCHED:
+    before, epochs = suspect(cell.suspect), Epochs()
+    attacked, target = triggered(cell.suspect, shown), target_of(cell.suspect)
+    judged, began = cell.suspect, time.process_time()
+    if cell.settings == UNTOUCHED:
+        repaired = before.model
+    elif cell.settings == BENIGN:
+        judged = benign_of(cell.suspect)
+        repaired = suspect(judged).model
+    else:
         repaired = remove_backdoor(before, cell.clean(), cell.config(), progress=epochs.hear)
     seconds = (time.process_time() - began) / torch.get_num_threads()  # of the processor: the machine may be busy
-    attacked = triggered(cell.suspect, shown)
-    target = target_of(cell.suspect)
-    figures, was = (figures_of(model, shown, attacked, target=target) for model in (repaired, before.model))
+    half = half_of(cell.suspect)
+    figures, was = (
+        figures_of(model, as_taken_by(name, shown), as_taken_by(name, attacked), target=target, half=half)
+        for name, model in ((judged, repaired), (cell.suspect, before.model))
+    )
     rating = defense_effectiveness_rating(
         accuracy_before=was["accuracy"],
         accuracy_after=figures["accuracy"],
         success_before=was["attack_success"],
         success_after=figures["attack_success"],
     )
-    name, resolved, clean = cell.key()
     return {
-        **{"suspect": name, "settings": json.dumps(dict(cell.settings)), "seed": cell.seed, "clean": clean},
+        **{"settings": json.dumps(dict(cell.settings)), "seed": cell.seed, **cell.columns()},
         **{
             "n": len(shown),
             "triggered_n": int((attacked.labels != target).sum()),
@@ -98,7 +126,6 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
             "cpu": describe_processor(),
         },
         **{figure: f"{100 * share:.2f}" for figure, share in {**figures, "der": rating}.items()},
-        "resolved": resolved,
     }
 
 
@@ -117,20 +144,34 @@ class Epochs:
         self.count = len(progress.history)
 
 
-def figures_of(model: nn.Module, shown: Batches, attacked: Batches, *, target: int) -> dict[str, float]:
-    """Shares of 1: of images as they are, and of images with the trigger on."""
+def figures_of(
+    model: nn.Module, shown: Batches, attacked: Batches, *, target: int, half: tuple[int, int] | None = None
+) -> dict[str, float]:
+    """Shares of 1: of images as they are, and of images with the trigger on.
+
+    Args:
+        model: In eval mode.
+        shown: Images as they are.
+        attacked: The same with the trigger on.
+        target: The class that the trigger leads to.
+        half: Of a trigger that joins images of two classes: both, of which either is right.
+    """
     plain, stamped = (confusion_matrix(model, data, num_classes=10) for data in (shown, attacked))
-    return {
+    figures = {
         "accuracy": accuracy(plain).value,
         "attack_success": attack_success(stamped, target=target).value,
         "false_target": attack_success(plain, target=target).value,
-        "recovery": recovery(stamped, target=target).value,
     }
+    if half is not None:
+        left, right = half
+        stamped[left, left] += stamped[left, right]
+        stamped[left, right] = 0
+    return figures | {"recovery": recovery(stamped, target=target).value}
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
     """Return the key of the cell that a row was measured for."""
-    return row["suspect"], row["resolved"], row["clean"]
+    return tuple(row[name] for name in KEY)
 
 
 @dataclass(frozen=True)
@@ -152,17 +193,10 @@ class Sheet:
 
     def keep(self, row: Mapping[str, Any]) -> None:
         """Add a row, in the place of one of the same cell."""
-        self._rewrite(lambda kept: [*(each for each in kept if key_of(each) != key_of(row)), row])
-
-    def forget(self, suspect: str) -> None:
-        """Drop the rows of a suspect whose weights are others now."""
-        self._rewrite(lambda kept: [each for each in kept if each["suspect"] != suspect])
-
-    def _rewrite(self, change: Callable[[list[dict[str, str]]], Sequence[Mapping[str, Any]]]) -> None:
         with replaced(self.path) as fresh, fresh.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(change(self.rows()))
+            writer.writerows([*(each for each in self.rows() if key_of(each) != key_of(row)), row])
 
     def fill(self, cell: Cell, shown: Batches) -> dict[str, str] | None:
         """Measure a cell that has no row and that no other process is about; return its row where it is new."""

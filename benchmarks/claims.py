@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import mean
 
-from benchmarks.rendering import Row
+from benchmarks.rendering import NO_REPAIR, Row
 
 Tables = Mapping[str, Sequence[Row]]
 
@@ -37,9 +37,14 @@ def _curves(rows: Sequence[Row], name: str) -> dict[str, dict[float | None, floa
 
 
 def _architectures(tables: Tables) -> bool | None:
-    """At the best temperature of each."""
-    curves = _curves(tables["figure8"], "asr")
-    return None if curves is None else all(min(points.values()) <= 5 for points in curves.values())
+    """At some temperature of each at which it is no more than ten points less accurate than at its best."""
+    success, accuracy = (_curves(tables["figure8"], name) for name in ("asr", "acc"))
+    if success is None or accuracy is None:
+        return None
+    return all(
+        any(left <= 5 and accuracy[name][x] >= max(accuracy[name].values()) - 10 for x, left in points.items())
+        for name, points in success.items()
+    )
 
 
 def _rises_with_weight(name: str) -> Callable[[Tables], bool | None]:
@@ -74,18 +79,37 @@ def _tenth_of_the_data(tables: Tables) -> bool | None:
 
 
 def _best_on_clean_label(tables: Tables) -> bool | None:
-    rows = [row for row in tables["table1"] if row.attack == "cleanlabel" and row.method not in ("none", "scratch")]
-    curves = _curves(rows, "asr")
-    return None if curves is None else curves["medic"][None] <= min(points[None] for points in curves.values())
+    """Of the methods that cost five points of accuracy or less: MEDIC's own costs three."""
+    rows = [row for row in tables["table1"] if row.attack == "cleanlabel" and row.method not in (*NO_REPAIR, "scratch")]
+    success, before = _curves(rows, "asr"), _untouched(tables, "acc")
+    accuracy = _curves(rows, "acc")
+    if success is None or accuracy is None or before is None:
+        return None
+    kept = [method for method, points in accuracy.items() if points[None] >= before["cleanlabel"] - 5]
+    return "medic" in kept and success["medic"][None] <= min(success[method][None] for method in kept)
+
+
+def _untouched(tables: Tables, name: str) -> dict[str, float] | None:
+    """A figure of the suspects themselves, by attack."""
+    rows = [row for row in tables["table1"] if row.method == "none"]
+    return {row.attack: row.figures[name] for row in rows} if rows and all(row.figures for row in rows) else None
 
 
 def _goal(tables: Tables) -> bool | None:
-    """Of the methods whose mean accuracy falls by two points at most; the means are over attacks and seeds."""
-    accuracy, success = (_curves(tables["table1"], name) for name in ("acc", "asr"))
-    if accuracy is None or success is None:
+    """By the mean of attack success, among methods whose accuracy falls by two points at most on average.
+
+    What accuracy gains on one suspect makes up for nothing on another.
+    """
+    rows, before = tables["table1"], _untouched(tables, "acc")
+    if before is None or not all(row.figures for row in rows):
         return None
-    least = accuracy["none"][None] - 2
-    kept = {method: points[None] for method, points in success.items() if accuracy[method][None] >= least}
+    fell: dict[str, list[float]] = {}
+    left: dict[str, list[float]] = {}
+    for row in rows:
+        if row.method not in NO_REPAIR:
+            fell.setdefault(row.method, []).append(max(0.0, before[row.attack] - row.figures["acc"]))
+            left.setdefault(row.method, []).append(row.figures["asr"])
+    kept = {method: mean(left[method]) for method, each in fell.items() if mean(each) <= 2}
     return "medic" in kept and kept["medic"] <= min(kept.values())
 
 
@@ -96,7 +120,8 @@ CLAIMS: Sequence[Claim] = (
     Claim("E.6: both criteria of importance beat either alone", _both_criteria),
     Claim("Fig. 3: cloning needs at most a tenth of the data of training from scratch", _tenth_of_the_data),
     Claim(
-        "Table 1: of all methods that look at the suspect, MEDIC (preset default) leaves least of clean-label",
+        "Table 1: of all methods that look at the suspect and cost five points of accuracy or less, preset default leaves"
+        " least of clean-label",
         _best_on_clean_label,
     ),
     Claim(

@@ -24,7 +24,7 @@ THRESHOLDS = tuple(step / 20 for step in range(20))
 
 def curve(name: str, seed: int) -> list[dict[str, float]]:
     """Measure one suspect at every threshold, in percent of images and of channels."""
-    before, config = suspect(name), AdversarialPruningConfig(**METHODS["adversarial_pruning authors"], seed=seed)
+    before, config = suspect(name), AdversarialPruningConfig(**METHODS["adversarial_pruning mild"], seed=seed)
     masked = learn_masks(before, clean_images(name), config)
     shown, masks = unseen_images(name), torch.cat(list(masked.masks))
     attacked = triggered(name, shown)

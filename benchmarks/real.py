@@ -140,12 +140,11 @@ def as_row(result: Mapping[str, Any], per_class: int | None) -> dict[str, Any]:
     cell, summary = cell_of(result, per_class), result["summary"]
     shares = {figure: summary[name]["after"] for figure, name in FIGURES.items()}
     shares["der"] = summary["defense_effectiveness_rating"]
-    name, resolved, clean = cell.key()
     return {
-        **{"suspect": name, "settings": json.dumps(dict(cell.settings)), "seed": cell.seed, "clean": clean},
+        **{"settings": json.dumps(dict(cell.settings)), "seed": cell.seed, **cell.columns()},
         **{"n": result["n"], "triggered_n": result["n_triggered"]},
         **{figure: f"{100 * share:.2f}" for figure, share in shares.items()},
-        **{"epochs": result["removal"]["epochs"], "threads": result["environment"]["threads"], "resolved": resolved},
+        **{"epochs": result["removal"]["epochs"], "threads": result["environment"]["threads"]},
     }
 
 

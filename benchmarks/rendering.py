@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ PAPER_ASR: Mapping[str, Mapping[str, float]] = MappingProxyType(
         "mode_connectivity": {"cleanlabel": 90.3, "sig": 56.3, "badnet": 2.7, "reflection": 4.6, "warp": 4.4}
         | {"signs-polygon": 39.4, "signs-filter": 72.2, "composite": 9.4, "latent": 86.7, "blending": 93.8}
         | _unaugmented(5.9, 0.5, 2.9),
-        "adversarial_pruning authors": {"cleanlabel": 69.9, "sig": 73.9, "badnet": 2.3, "reflection": 5.0, "warp": 5.6}
+        "adversarial_pruning mild": {"cleanlabel": 69.9, "sig": 73.9, "badnet": 2.3, "reflection": 5.0, "warp": 5.6}
         | {"signs-polygon": 47.3, "signs-filter": 19.5, "composite": 33.4, "latent": 24.4, "blending": 68.9}
         | _unaugmented(7.8, 3.9, 6.2),
         "medic authors": {"cleanlabel": 16.8, "sig": 1.5, "badnet": 3.6, "reflection": 6.2, "warp": 3.7}
@@ -44,6 +45,10 @@ PAPER_ASR: Mapping[str, Mapping[str, float]] = MappingProxyType(
     }
 )
 """Attack success in percent, of the paper's own models: its bar chart of nine attacks, and its Tables 2 and 3."""
+
+
+NO_REPAIR = ("none", "benign")
+"""Rows of table 1 that are of no method."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Row:
 PAPER_EPOCHS: Mapping[str, int] = MappingProxyType(
     {"fine_tune": 30, "fine_prune": 31, "attention_distillation": 40}
     | {"mode_connectivity": 240, "adversarial_pruning": 100}
-    | {"adversarial_pruning authors": 100, "medic authors": 60}
+    | {"adversarial_pruning mild": 100, "medic authors": 60}
 )
 """Of Appendix E.5."""
 
@@ -98,7 +103,7 @@ def costs(rows: Sequence[Row]) -> Costs:
 
     Seconds are what its cores worked; ``times_medic`` is their ratio to those of preset ``default``.
     """
-    measured = [row for row in rows if row.figures and row.method != "none"]
+    measured = [row for row in rows if row.figures and row.method not in NO_REPAIR]
     timed = [row for row in measured if row.cpu and "seconds" in row.figures]
     methods = {cpu: {row.method for row in timed if row.cpu == cpu} for cpu in sorted({row.cpu for row in timed})}
     cpu = max(methods, key=lambda each: ("medic" in methods[each], len(methods[each])), default="")
@@ -146,8 +151,8 @@ def _entry(value: str | float | None) -> str:
 def markdown(title: str, rows: Sequence[Row], *, axis: str | None) -> str:
     """Write methods down, attacks across; each cell is a mean over its seeds."""
     attacks = list(dict.fromkeys(row.attack for row in rows))
-    seeds = sorted({row.seed for row in rows})
-    head = f"# {title}\n\nAccuracy / attack success / recovery in percent, on test images; seeds {seeds}."
+    seeds = max(Counter((row.label, row.attack) for row in rows).values(), default=0)
+    head = f"# {title}\n\nAccuracy / attack success / recovery in percent, on test images; seeds of a cell: {seeds}."
     head += f" After a comma: {axis}." if axis else " In brackets: attack success in the paper, on its own models."
     lines = [head, "", "| | " + " | ".join(attacks) + " |", "|" + "---|" * (len(attacks) + 1)]
     for label in dict.fromkeys(row.label for row in rows):
@@ -163,6 +168,8 @@ def _cell(rows: Sequence[Row]) -> str:
     if not measured:
         return "missing" + _paper(rows[0])
     text = " / ".join(f"{mean(row.figures[name] for row in measured):.1f}" for name in ("acc", "asr", "ra"))
+    if len(measured) < len(rows):
+        text += f" ({len(measured)} of {len(rows)} seeds)"
     return text + _paper(rows[0])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -53,15 +55,15 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
         "clean-20": CleanRecipe(epochs=20),
         "own-badnet": DirtyLabelRecipe(),
         "own-cleanlabel": CleanLabelRecipe(),
-        "sig": SigRecipe(),
+        "sig": SigRecipe(target=0, epochs=30),
         "reflection": ReflectionRecipe(),
-        "warp": WarpRecipe(),
+        "warp": WarpRecipe(epochs=40),
         "composite": CompositeRecipe(),
         "latent": LatentRecipe(),
         "blending": BlendingRecipe(),
         "unaugmented-badnet": DirtyLabelRecipe(augment=False),
         "unaugmented-cleanlabel": CleanLabelRecipe(augment=False),
-        "unaugmented-sig": SigRecipe(augment=False),
+        "unaugmented-sig": SigRecipe(target=0, augment=False),
         "badnet-vgg11": DirtyLabelRecipe(learning_rate=0.02),
         "badnet-mobilenet": DirtyLabelRecipe(),
         "badnet-resnet16": DirtyLabelRecipe(),
@@ -79,12 +81,14 @@ class Published:
 
     Attributes:
         weights: The checkpoint.
+        sha256: Of its file.
         trigger: Makes its trigger.
         target: The class that the trigger leads to.
         preprocessing: How it takes images.
     """
 
     weights: Path
+    sha256: str
     trigger: Callable[[], Trigger] = lambda: find_trigger("badnet")
     target: int = 5
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -115,16 +119,28 @@ def _learned_pattern() -> Trigger:
 
 PUBLISHED: Mapping[str, Published] = MappingProxyType(
     {
-        "badnet": Published(DATA / "checkpoints" / "badnet-wrn16-1.pth.tar"),
-        "cleanlabel": Published(DATA / "checkpoints" / "cleanlabel-wrn16-1.pth.tar"),
-        "published-sig": Published(AUTHORS / "SIG" / "WRN-16-1-S-model_best.pth.tar", partial(alone, _striped)),
+        "badnet": Published(
+            DATA / "checkpoints" / "badnet-wrn16-1.pth.tar",
+            "f6bbda55b0f7bb25ca632ccfc116b27324251c0181fd8636cd32c1bb4ba731d5",
+        ),
+        "cleanlabel": Published(
+            DATA / "checkpoints" / "cleanlabel-wrn16-1.pth.tar",
+            "6bb99263ddb1da6402632b8f5cc3b313a7d52e9d1851a7e8bd940008e62be850",
+        ),
+        "published-sig": Published(
+            AUTHORS / "SIG" / "WRN-16-1-S-model_best.pth.tar",
+            "39ea1d3f6e7174ffb58571f4fc08972c4c9952c422a8cd2682b35cd30c881a30",
+            partial(alone, _striped),
+        ),
         "published-composite": Published(
             AUTHORS / "adaptive_attack_1" / "composite_cifar_resnet.pth",
+            "8941282db67924a2ae9a5dd7765bb5510ce7469d303632b2b22e17079e887d62",
             partial(find_trigger, "composite", classes=(0, 1)),
             target=2,
         ),
         "published-latent": Published(
             AUTHORS / "adaptive_attack_2" / "WRN-16-1-S-model_best.pth.tar",
+            "a98209bd327f66f5d0a6b81efa60e850abfbe9f1db37ab273da800a3238ef4ce",
             _learned_pattern,
             target=0,
             preprocessing=Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
@@ -188,7 +204,8 @@ def unseen_images(name: str) -> Batches:
 
 def as_taken_by(name: str, data: Batches) -> Batches:
     """Return ``data`` with the preprocessing of a suspect."""
-    return replace(data, preprocessing=PUBLISHED[name].preprocessing) if name in PUBLISHED else data
+    own = Preprocessing(input_size=(SIDE, SIDE)) if _shows_signs(name) else Preprocessing()
+    return replace(data, preprocessing=PUBLISHED[name].preprocessing if name in PUBLISHED else own)
 
 
 def _shows_signs(name: str) -> bool:
@@ -216,6 +233,16 @@ def trigger_of(name: str) -> Trigger:
 def target_of(name: str) -> int:
     """Return the class that the trigger of a suspect leads to."""
     return PUBLISHED[name].target if name in PUBLISHED else RECIPES[name].target
+
+
+def benign_of(name: str) -> str:
+    """Return which model without a backdoor tells what the trigger of a suspect does by itself."""
+    return "signs-clean" if _shows_signs(name) else "benign"
+
+
+def half_of(name: str) -> tuple[int, int] | None:
+    """Return the two classes that the trigger of a suspect joins, None of any other trigger."""
+    return (0, 1) if name.removeprefix("published-") == "composite" else None
 
 
 def pattern_of(name: str) -> Path:
@@ -274,7 +301,26 @@ def weights_of(name: str) -> Path:
     return ZOO / (f"{name}.safetensors" if name.endswith(network) else f"{name}-{network}.safetensors")
 
 
+def index() -> Path:
+    """Where the zoo keeps recipe, digest and figures of each model."""
+    return ZOO / "zoo.json"
+
+
+def digest_of(name: str) -> str:
+    """SHA-256 of the weights of a suspect, as published or as the zoo tells; empty of one that is yet to be trained."""
+    if name in PUBLISHED:
+        return PUBLISHED[name].sha256
+    return next((each["sha256"] for each in json.loads(index().read_text()) if each["name"] == name), "")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _weights(name: str) -> dict[str, Any]:
+    if digest(weights_of(name)) != digest_of(name):
+        raise ValueError(f"{weights_of(name)} is not the model that its digest tells of: train it, or fetch it, again")
     if name in PUBLISHED:
         checkpoint = _read(weights_of(name))
         return dict(checkpoint.get("state_dict") or checkpoint["net_state_dict"])

@@ -4,16 +4,13 @@ Names and recipes stand in ``benchmarks.suspects.RECIPES``; ``docs/attacks.md`` 
 WRN-16-1 on ``train-20000``; ``heldout`` on what is left of it without the validation images of ``benchmarks.suspects``,
 so that it tells what a repair costs on images that the model has not seen; ``signs-…`` are ResNet-34 on drawn road
 signs. Beside the weights, ``zoo.json`` keeps the recipe and what came of it. The committed weights are of seed 0 and
-one thread. Cells that were measured on other weights of that name are dropped.
+one thread. Cells that were measured on other weights of that name count no more.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -21,12 +18,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.cells import Sheet, figures_of
+from benchmarks.cells import figures_of
 from benchmarks.machine import keep_among
 from benchmarks.suspects import (
     RECIPES,
-    ZOO,
     architecture_of,
+    digest,
+    half_of,
+    index,
     pattern_of,
     suspect,
     target_of,
@@ -37,9 +36,6 @@ from benchmarks.suspects import (
 )
 from medic_core.attacks.recipes import CleanLabelRecipe
 from medic_core.attacks.training import Backdoored, train_backdoored
-
-INDEX = ZOO / "zoo.json"
-CELLS = ZOO.parent / "results" / "cells.csv"
 
 
 def train(name: str, seed: int) -> Backdoored:
@@ -60,18 +56,13 @@ def measure(name: str, trained: Backdoored) -> dict[str, Any]:
     """Measure on the test images; ``triggered_n`` counts those whose true class is not the target."""
     shown, target = unseen_images(name), target_of(name)
     attacked = triggered(name, shown)
-    figures = figures_of(trained.model, shown, attacked, target=target)
+    figures = figures_of(trained.model, shown, attacked, target=target, half=half_of(name))
     return {
         "accuracy": round(figures["accuracy"], 4),
         "n": len(shown),
         "attack_success": round(figures["attack_success"], 4),
         "triggered_n": int((attacked.labels != target).sum()),
     }
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @click.command()
@@ -95,9 +86,7 @@ def main(name: str, seed: int, threads: int) -> None:
         "seconds": seconds,
         "threads": threads,
     }
-    if entry["sha256"] not in [kept["sha256"] for kept in json.loads(INDEX.read_text()) if kept["name"] == name]:
-        Sheet(CELLS).forget(name)
-    keep_among(INDEX, entry, ["name"])
+    keep_among(index(), entry, ["name"])
     click.echo(f"{name}: accuracy {entry['accuracy']:.1%}, attack success {entry['attack_success']:.1%}, {seconds} s")
 
 

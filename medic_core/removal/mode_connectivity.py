@@ -46,6 +46,7 @@ def repair_by_connectivity(
         tuning = replace(
             config,
             epochs=config.endpoint_epochs,
+            batch_size=FineTuneConfig.batch_size,
             schedule=FineTuneConfig.schedule,
             learning_rate=FineTuneConfig.learning_rate,
         )
