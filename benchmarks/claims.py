@@ -120,8 +120,8 @@ CLAIMS: Sequence[Claim] = (
     Claim("E.6: both criteria of importance beat either alone", _both_criteria),
     Claim("Fig. 3: cloning needs at most a tenth of the data of training from scratch", _tenth_of_the_data),
     Claim(
-        "Table 1: of all methods that look at the suspect and cost five points of accuracy or less, preset default leaves"
-        " least of clean-label",
+        "Table 1: of all methods that look at the suspect and cost five points of accuracy at most, preset default"
+        " leaves least of clean-label",
         _best_on_clean_label,
     ),
     Claim(
