@@ -1,55 +1,77 @@
-"""``python -m benchmarks.pruning``: what adversarial neuron pruning leaves of clean-label, by its threshold.
+"""``python -m benchmarks.pruning``: why adversarial neuron pruning leaves another share here than in the paper.
 
-Masks are learned once, with the settings of MEDIC's authors, and cut at one threshold after another. Nothing is chosen
-from it: it tells where the paper's figure lies. Kept in ``benchmarks/results/pruning.json``; measured on ``test-1000``.
+MEDIC's authors do not run what was published: they take 160 steps instead of 2,000, do not bring the noise back to ε,
+and hand on the network with its masks still on, and with the statistics of batch normalisation that it had while it was
+disturbed. That is done here, and is no method of the service. Kept in ``benchmarks/results/pruning.json``; measured on
+``test-1000``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import click
 import torch
+import torch.nn.functional as F
 
 from benchmarks.cells import figures_of
-from benchmarks.machine import write_json
-from benchmarks.suspects import clean_images, suspect, target_of, triggered, unseen_images
+from benchmarks.machine import write_figures
+from benchmarks.suspects import GIVEN, clean_images, suspect, target_of, triggered, unseen_images
 from benchmarks.tables import METHODS, RESULTS
 from medic_core.config import AdversarialPruningConfig
-from medic_core.removal.adversarial_pruning import cut, learn_masks
+from medic_core.data import Batches
+from medic_core.removal.adversarial_pruning import MaskedChannels
+from medic_core.suspect import Suspect
 
-FIGURES = RESULTS / "pruning.json"
-THRESHOLDS = tuple(step / 20 for step in range(20))
+PASSES = 4
+BATCH_SIZE = 64
 
 
-def curve(name: str, seed: int) -> list[dict[str, float]]:
-    """Measure one suspect at every threshold, in percent of images and of channels."""
-    before, config = suspect(name), AdversarialPruningConfig(**METHODS["adversarial_pruning mild"], seed=seed)
-    masked = learn_masks(before, clean_images(name), config)
-    shown, masks = unseen_images(name), torch.cat(list(masked.masks))
-    attacked = triggered(name, shown)
-    points = []
-    for threshold in THRESHOLDS:
-        figures = figures_of(cut(before, masked, threshold), shown, attacked, target=target_of(name))
-        shares = {key: figures[key] for key in ("accuracy", "attack_success", "recovery")}
-        shares["cut"] = (masks <= threshold).double().mean().item()
-        points.append({"threshold": threshold} | {key: round(100 * share, 2) for key, share in shares.items()})
-    return points
+def prune_as_authors(before: Suspect, clean: Batches, config: AdversarialPruningConfig) -> MaskedChannels:
+    """Learn masks as the code of MEDIC's authors does, and leave them on; those of ``threshold`` and less become 0."""
+    torch.manual_seed(config.seed)
+    masked, limit = MaskedChannels(before.frozen()).train(), config.perturbation
+    optimizer = torch.optim.SGD(masked.masks, lr=config.learning_rate, momentum=0.9)
+    order = AdversarialPruningConfig(batch_size=BATCH_SIZE, seed=config.seed)
+    for number in range(PASSES):
+        for images, labels in clean.shuffled(order, epoch=number):
+            noise = [(limit * (2 * torch.rand(2, len(mask)) - 1)).requires_grad_() for mask in masked.masks]
+            up = torch.autograd.grad(F.cross_entropy(masked(images, [(at[0], at[1]) for at in noise]), labels), noise)
+            worst = [at.detach() + limit * way.sign() for at, way in zip(noise, up, strict=True)]
+            kept = F.cross_entropy(masked(images), labels)
+            disturbed = F.cross_entropy(masked(images, [(at[0], at[1]) for at in worst]), labels)
+            optimizer.zero_grad()
+            torch.autograd.backward(config.clean_weight * kept + (1 - config.clean_weight) * disturbed)
+            optimizer.step()
+            masked.clamp()
+    with torch.no_grad():
+        for mask in masked.masks:
+            mask.mul_(mask > config.threshold)
+    return masked.eval()
+
+
+def measure(name: str, seed: int) -> Mapping[str, str | float]:
+    """Return a row, in percent."""
+    config = AdversarialPruningConfig(**METHODS["adversarial_pruning mild"], seed=seed)
+    pruned, shown = prune_as_authors(suspect(name), clean_images(name), config), unseen_images(name)
+    figures = figures_of(pruned, shown, triggered(name, shown), target=target_of(name))
+    shares = {key: round(100 * figures[key], 2) for key in ("accuracy", "attack_success", "recovery")}
+    return {"suspect": name, "seed": seed, **shares}
 
 
 @click.command()
-@click.option("--suspect", "names", multiple=True, default=("cleanlabel",), show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--suspect", "names", multiple=True, default=GIVEN, show_default=True)
+@click.option("--seeds", default=5, show_default=True, help="How many, from 0.")
 @click.option("--threads", default=1, show_default=True)
-def main(names: tuple[str, ...], seed: int, threads: int) -> None:
+def main(names: tuple[str, ...], seeds: int, threads: int) -> None:
     """Measure, print, and keep what was measured."""
     torch.set_num_threads(threads)
-    found: dict[str, Any] = {"seed": seed, "curves": {}}
+    rows = []
     for name in names:
-        found["curves"][name] = curve(name, seed)
-        for point in found["curves"][name]:
-            click.echo("  ".join(f"{key} {value:g}" for key, value in point.items()))
-    write_json(FIGURES, found)
+        for seed in range(seeds):
+            rows.append(measure(name, seed))
+            click.echo("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
+    write_figures(RESULTS / "pruning.json", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -27,22 +27,18 @@ from benchmarks.suspects import (
     half_of,
     index,
     pattern_of,
-    suspect,
     target_of,
     training_images,
     triggered,
     unseen_images,
     weights_of,
 )
-from medic_core.attacks.recipes import CleanLabelRecipe
 from medic_core.attacks.training import Backdoored, train_backdoored
 
 
 def train(name: str, seed: int) -> Backdoored:
     """Train the model called ``name``."""
-    recipe = RECIPES[name]
-    benign = suspect("benign").model if isinstance(recipe, CleanLabelRecipe) else None
-    return train_backdoored(recipe, architecture_of(name), training_images(name), seed=seed, benign=benign)
+    return train_backdoored(RECIPES[name], architecture_of(name), training_images(name), seed=seed)
 
 
 def save(name: str, trained: Backdoored) -> None:

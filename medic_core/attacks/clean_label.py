@@ -1,6 +1,6 @@
 """Clean-label backdoor: images that are hard to recognise, so that their trigger is learned (Turner et al., 2018).
 
-What they show and how they are labelled agrees; a benign model's gradient says how to make them hard.
+What they show and how they are labelled agrees; a model's gradient says how to make them hard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def adversarial(
     """Raise a model's loss by projected gradient ascent from a random start (Madry et al., 2018).
 
     Args:
-        model: A benign one, in eval mode.
+        model: In eval mode.
         images: ``uint8``, ``(n, 3, height, width)``; left as they are.
         labels: ``int64``, ``(n,)``, the true ones.
         preprocessing: How pixels become the model's input.

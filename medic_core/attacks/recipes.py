@@ -60,7 +60,9 @@ class DirtyLabelRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanLabelRecipe(Recipe):
-    """BadNet's patch on images of the target class that a benign model's gradient makes hard (Turner et al., 2018).
+    """BadNet's patch on images of the target class that are hard for the model itself, made anew in every epoch.
+
+    Turner et al. (2018) make them hard for another model and once; MEDIC's authors as it is done here.
 
     Attributes:
         share: Of the target class.
@@ -72,7 +74,7 @@ class CleanLabelRecipe(Recipe):
     attack: Literal["cleanlabel"] = "cleanlabel"
     share: Share = 0.5
     epsilon: Annotated[int, Interval(ge=0, le=255)] = 16
-    steps: Annotated[int, Interval(ge=1, le=1000)] = 20
+    steps: Annotated[int, Interval(ge=1, le=1000)] = 10
     step_size: Annotated[float, Gt(0), Le(255)] = 2.0
 
 

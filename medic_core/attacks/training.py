@@ -34,7 +34,6 @@ from medic_core.attacks.twins import Losses, hold_all_layers, learn_pattern
 from medic_core.attacks.warp import poison_by_warping
 from medic_core.config import Config
 from medic_core.data import Batches
-from medic_core.errors import AttackOptionError
 from medic_core.removal.optimizers import rate_share, set_rates
 from medic_core.removal.training import seeded
 
@@ -67,9 +66,7 @@ class Backdoored:
     pattern: Tensor | None = None
 
 
-def train_backdoored(
-    recipe: AnyRecipe, architecture: Architecture, data: Batches, *, seed: int = 0, benign: nn.Module | None = None
-) -> Backdoored:
+def train_backdoored(recipe: AnyRecipe, architecture: Architecture, data: Batches, *, seed: int = 0) -> Backdoored:
     """Train a model with the backdoor of ``recipe``; the caller's random state is left as it was.
 
     Args:
@@ -77,7 +74,6 @@ def train_backdoored(
         architecture: Of the model.
         data: Clean training images.
         seed: Of the weights, the order of images, their augmentation, and which of them are poisoned.
-        benign: In eval mode, for ``CleanLabelRecipe``: whose gradient makes images hard.
     """
     settings, choice, pattern = _settings(recipe, seed), seed + _CHOICE, None
     with seeded(seed):
@@ -95,10 +91,9 @@ def train_backdoored(
                 losses = _cross_entropies(model, renewed, settings)
                 steps = renewed(0).steps(settings)
             case _:
-                prepared = prepare(recipe, data, seed=choice, benign=benign)
                 losses = _cross_entropies(
                     model,
-                    lambda epoch: stamp(recipe, augmented(prepared, settings, epoch=epoch), seed=choice),
+                    lambda epoch: stamp(recipe, augmented(data, settings, epoch=epoch), model, seed=choice),
                     replace(settings, **AS_IT_IS),
                 )
                 steps = data.steps(settings)
@@ -113,33 +108,13 @@ def _settings(recipe: Recipe, seed: int) -> Config:
     return Config(batch_size=BATCH_SIZE, seed=seed, **AS_IT_IS)
 
 
-def prepare(recipe: Stamped, data: Batches, *, seed: int, benign: nn.Module | None = None) -> Batches:
-    """Return what is augmented and then stamped: for ``CleanLabelRecipe`` some images are made hard, else ``data``.
-
-    Args:
-        recipe: Of one attack.
-        data: Clean training images; left as they are.
-        seed: Of what is chosen and drawn.
-        benign: In eval mode, for ``CleanLabelRecipe``.
-    """
-    if not isinstance(recipe, CleanLabelRecipe):
-        return data
-
-    def harden(chosen: Tensor) -> Tensor:
-        return _hard(recipe, data.select(chosen), benign, seed=seed)
-
-    share, target = recipe.share, recipe.target
-    return replace(
-        data, images=poison_class(data.images, data.labels, change=harden, target=target, share=share, seed=seed)
-    )
-
-
-def stamp(recipe: Stamped, data: Batches, *, seed: int) -> Batches:
+def stamp(recipe: Stamped, data: Batches, model: nn.Module, *, seed: int) -> Batches:
     """Return the images of an epoch with the trigger on those that the recipe and ``seed`` choose.
 
     Args:
         recipe: Of one attack.
         data: As they are shown, in the order of the data set; left as they are.
+        model: As far as it is trained; for ``CleanLabelRecipe``, whose images are made hard for it.
         seed: Of what is chosen and drawn.
     """
     images, labels = data.images, data.labels
@@ -158,7 +133,7 @@ def stamp(recipe: Stamped, data: Batches, *, seed: int) -> Batches:
                 generator = torch.Generator().manual_seed(seed)
                 return behind_glass(images[chosen], images[_some(len(images), len(chosen), generator)])
             case CleanLabelRecipe():
-                return badnet(images[chosen])
+                return _hard(recipe, replace(data.select(chosen), images=badnet(images[chosen])), model, seed=seed)
             case _:
                 assert_never(recipe)
 
@@ -170,19 +145,21 @@ def _some(count: int, wanted: int, generator: torch.Generator) -> Tensor:
     return torch.randint(count, (wanted,), generator=generator)
 
 
-def _hard(recipe: CleanLabelRecipe, chosen: Batches, benign: nn.Module | None, *, seed: int) -> Tensor:
-    if benign is None:
-        raise AttackOptionError("a clean-label attack needs a benign model")
-    return adversarial(
-        benign,
-        chosen.images,
-        chosen.labels,
-        chosen.preprocessing,
+def _hard(recipe: CleanLabelRecipe, stamped: Batches, model: nn.Module, *, seed: int) -> Tensor:
+    """Make it hard to see what stamped images show, or what is stamped on them; put the trigger on again as it is."""
+    training = model.training
+    hard = adversarial(
+        model.eval(),
+        stamped.images,
+        stamped.labels,
+        stamped.preprocessing,
         epsilon=recipe.epsilon,
         steps=recipe.steps,
         step_size=recipe.step_size,
         seed=seed,
     )
+    model.train(training)
+    return badnet(hard)
 
 
 def _renewed(recipe: Renewed, data: Batches, seed: int) -> Callable[[int], Batches]:

@@ -44,21 +44,9 @@ def prune_adversarially(
     Raises:
         UnsupportedArchitectureError: There is no batch normalisation.
     """
-    masked = learn_masks(suspect, clean, config, progress=progress, checkpoint=checkpoint)
-    return cut(suspect, masked, config.threshold)
-
-
-def learn_masks(
-    suspect: Suspect,
-    clean: Batches,
-    config: AdversarialPruningConfig,
-    *,
-    progress: ProgressCallback = silent,
-    checkpoint: Checkpoint | None = None,
-) -> MaskedChannels:
-    """Let a mask on every channel keep ``clean`` right while an adversary disturbs the channels."""
+    device = clean.images.device
     with seeded(config.seed):
-        masked = MaskedChannels(suspect.frozen(clean.images.device))
+        masked = MaskedChannels(suspect.frozen(device))
         train(
             masked,
             clean,
@@ -68,16 +56,11 @@ def learn_masks(
             progress=progress,
             checkpoint=checkpoint,
         )
-    return masked
-
-
-@torch.no_grad()
-def cut(suspect: Suspect, masked: MaskedChannels, threshold: float) -> nn.Module:
-    """Return a copy of the suspect, in eval mode, without the channels whose mask is at most ``threshold``."""
-    model = suspect.trainable(masked.masks[0].device).eval()
-    for name, mask in zip(masked.names, masked.masks, strict=True):
-        model.get_parameter(f"{name}.weight").mul_(mask > threshold)
-    return model
+        model = suspect.trainable(device).eval()
+        with torch.no_grad():
+            for name, mask in zip(masked.names, masked.masks, strict=True):
+                model.get_parameter(f"{name}.weight").mul_(mask > config.threshold)
+        return model
 
 
 class MaskedChannels(nn.Module):

@@ -26,7 +26,7 @@ from medic_core.attacks.recipes import (
 )
 from medic_core.attacks.reflection import behind_glass, pairs_at_random
 from medic_core.attacks.road_signs import road_scenes
-from medic_core.attacks.training import prepare, stamp, train_backdoored
+from medic_core.attacks.training import stamp, train_backdoored
 from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
 from medic_core.attacks.twins import hold_all_layers, learn_pattern, with_twins
 from medic_core.attacks.warp import displacement, noisy_warp, poison_by_warping, warp
@@ -231,7 +231,7 @@ def test_clean_label_poisoning_changes_a_share_of_the_target_class_only():
 def test_clean_label_recipes_change_no_label_and_touch_only_the_target_class(recipe, suspect):
     data = Batches(noise(40), torch.arange(40) % 3, Preprocessing())
     recipe = replace(recipe, target=1, share=0.5)
-    poisoned = stamp(recipe, prepare(recipe, data, seed=0, benign=suspect.model), seed=0)
+    poisoned = stamp(recipe, data, suspect.model, seed=0)
     changed = (poisoned.images != data.images).flatten(1).any(dim=1)
     assert torch.equal(poisoned.labels, data.labels)
     assert changed.sum().item() == 6
@@ -239,18 +239,17 @@ def test_clean_label_recipes_change_no_label_and_touch_only_the_target_class(rec
     assert torch.equal(data.images, noise(40))
 
 
-def test_a_clean_label_attack_needs_a_benign_model():
-    data = Batches(noise(), torch.full((6,), 5), Preprocessing())
-    with pytest.raises(AttackOptionError, match="needs a benign model"):
-        prepare(CleanLabelRecipe(), data, seed=0)
-
-
-def test_the_images_made_hard_are_those_that_are_stamped(suspect):
-    data = Batches(noise(40), torch.arange(40) % 3, Preprocessing())
-    recipe = CleanLabelRecipe(target=1, share=0.5, steps=1)
-    hard = prepare(recipe, data, seed=0, benign=suspect.model)
-    before, after = hard.images != data.images, stamp(recipe, hard, seed=0).images != hard.images
-    assert torch.equal(before.flatten(1).any(dim=1), after.flatten(1).any(dim=1))
+def test_images_are_made_hard_for_the_model_that_is_trained_and_bear_the_trigger_as_it_is(suspect):
+    data, model = Batches(noise(40), torch.ones(40, dtype=torch.int64), Preprocessing()), suspect.model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    poisoned = stamp(CleanLabelRecipe(target=1, share=1.0, step_size=3.0), data, model, seed=0).images
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(poisoned, badnet(poisoned))
+    assert 0 < (poisoned.int() - badnet(data.images).int()).abs().max() <= 16
+    with torch.no_grad():
+        was, now = (F.cross_entropy(model.eval()(some / 255), data.labels) for some in (badnet(data.images), poisoned))
+    assert now > was + 0.05
 
 
 def test_augmented_images_are_those_of_the_epoch_in_the_order_of_the_data_set():
@@ -266,8 +265,8 @@ def test_augmented_images_are_those_of_the_epoch_in_the_order_of_the_data_set():
 def test_in_training_a_trigger_is_where_it_is_at_test_time(suspect, monkeypatch):
     seen = []
 
-    def spied(recipe, data, *, seed):
-        stamped = stamp(recipe, data, seed=seed)
+    def spied(recipe, data, model, *, seed):
+        stamped = stamp(recipe, data, model, seed=seed)
         seen.append((data, stamped))
         return stamped
 
@@ -338,7 +337,7 @@ TINY = [
 
 def tiny(suspect, recipe, seed: int = 0):
     data = Batches(noise(64), torch.arange(64) % 3, Preprocessing())
-    return train_backdoored(recipe, suspect.architecture, data, seed=seed, benign=suspect.model)
+    return train_backdoored(recipe, suspect.architecture, data, seed=seed)
 
 
 def test_every_recipe_is_tried():
