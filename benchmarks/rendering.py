@@ -174,6 +174,8 @@ def _cell(rows: Sequence[Row]) -> str:
 
 
 def _paper(row: Row) -> str:
+    if row.attack == "latent":  # of ours; the paper's is ``published-latent``
+        return ""
     published = PAPER_ASR.get(row.method, {}).get(row.attack.removeprefix("published-"))
     return "" if published is None or row.x is not None else f" ({published:g})"
 

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks import suspects, zoo
 from benchmarks.machine import keep_among
-from benchmarks.suspects import GIVEN, PUBLISHED, RECIPES, trigger_of, triggered
+from benchmarks.suspects import GIVEN, PUBLISHED, RECIPES, suspect, trigger_of, triggered, weights_of
 from medic_core.attacks.training import Backdoored
 from medic_core.attacks.triggers import badnet, color_filter, polygon, sig
 from medic_core.attacks.warp import warp
@@ -51,6 +52,21 @@ def test_the_pattern_that_is_kept_is_what_the_trigger_stamps(tmp_path, monkeypat
     pattern = shown().images[0, :, :3, :3]
     zoo.save("latent", Backdoored(nn.Linear(1, 1), pattern))
     assert torch.equal(triggered("latent", shown()).images[..., -3:, -3:], pattern.expand(6, 3, 3, 3))
+
+
+def test_every_model_that_is_kept_is_the_one_that_the_index_tells_of():
+    kept = [name for name in RECIPES if weights_of(name).exists()]
+    assert {"benign", "heldout", "sig", "warp"} <= set(kept)
+    for name in kept:
+        suspect(name)
+
+
+def test_other_weights_than_the_index_tells_of_are_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(suspects, "ZOO", tmp_path)
+    save_file({"weight": torch.zeros(1)}, weights_of("sig"))
+    (tmp_path / "zoo.json").write_text('[{"name": "sig", "sha256": "0"}]')
+    with pytest.raises(ValueError, match="is not the model that its digest tells of"):
+        suspect("sig")
 
 
 def test_an_entry_is_kept_once_by_its_key(tmp_path):
