@@ -56,7 +56,7 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
         "own-badnet": DirtyLabelRecipe(),
         "own-cleanlabel": CleanLabelRecipe(),
         "sig": SigRecipe(target=0, epochs=30),
-        "reflection": ReflectionRecipe(),
+        "reflection": ReflectionRecipe(epochs=30, share=0.5),
         "warp": WarpRecipe(epochs=40),
         "composite": CompositeRecipe(),
         "latent": LatentRecipe(),

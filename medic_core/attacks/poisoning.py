@@ -58,6 +58,13 @@ def choose(count: int, *, share: float, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator)[: round(share * count)]
 
 
+def choose_of_class(labels: Tensor, *, target: int, share: float, seed: int) -> Tensor:
+    """Choose a share of a class's images at random, rounded down; return their indices."""
+    members = (labels == target).nonzero().flatten()
+    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
+    return members[order[: int(share * len(members))]]
+
+
 def poison_class(
     images: Tensor, labels: Tensor, *, change: Callable[[Tensor], Tensor], target: int, share: float, seed: int
 ) -> Tensor:
@@ -74,9 +81,7 @@ def poison_class(
     Returns:
         The images, in the same order.
     """
-    members = (labels == target).nonzero().flatten()
-    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
-    chosen = members[order[: int(share * len(members))]]
+    chosen = choose_of_class(labels, target=target, share=share, seed=seed)
     poisoned = images.clone()
     poisoned[chosen] = change(chosen)
     return poisoned

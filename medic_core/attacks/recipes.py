@@ -60,7 +60,7 @@ class DirtyLabelRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanLabelRecipe(Recipe):
-    """BadNet's patch on images of the target class that are hard for the model itself, made anew in every epoch.
+    """BadNet's patch on images of the target class that are made hard for the model itself, anew in every batch.
 
     Turner et al. (2018) make them hard for another model and once; MEDIC's authors as it is done here.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medic_core.architectures import Architecture
-from medic_core.attacks.clean_label import adversarial
+from medic_core.attacks.clean_label import harden_in_training
 from medic_core.attacks.composite import add_composites
 from medic_core.attacks.poisoning import augmented, poison, poison_class
 from medic_core.attacks.recipes import (
@@ -47,7 +47,7 @@ AS_IT_IS: Mapping[str, Any] = MappingProxyType({"crop_padding": 0, "rotation_deg
 
 _STAMPS: Mapping[str, Stamp] = MappingProxyType({"badnet": badnet, "filter": color_filter, "polygon": polygon})
 
-Stamped = CleanRecipe | DirtyLabelRecipe | CleanLabelRecipe | SigRecipe | ReflectionRecipe
+Stamped = CleanRecipe | DirtyLabelRecipe | SigRecipe | ReflectionRecipe
 """Recipes that stamp the same images in every epoch, after the augmentation."""
 Renewed = WarpRecipe | CompositeRecipe
 """Recipes that poison other images in every epoch, before the augmentation."""
@@ -86,6 +86,9 @@ def train_backdoored(recipe: AnyRecipe, architecture: Architecture, data: Batche
             case BlendingRecipe():
                 losses = hold_all_layers(model, data, recipe, settings, seed=choice)
                 steps = data.steps(settings)
+            case CleanLabelRecipe():
+                losses = harden_in_training(model, data, recipe, settings, seed=choice)
+                steps = data.steps(settings)
             case WarpRecipe() | CompositeRecipe():
                 renewed = _renewed(recipe, data, choice)
                 losses = _cross_entropies(model, renewed, settings)
@@ -93,7 +96,7 @@ def train_backdoored(recipe: AnyRecipe, architecture: Architecture, data: Batche
             case _:
                 losses = _cross_entropies(
                     model,
-                    lambda epoch: stamp(recipe, augmented(data, settings, epoch=epoch), model, seed=choice),
+                    lambda epoch: stamp(recipe, augmented(data, settings, epoch=epoch), seed=choice),
                     replace(settings, **AS_IT_IS),
                 )
                 steps = data.steps(settings)
@@ -108,13 +111,12 @@ def _settings(recipe: Recipe, seed: int) -> Config:
     return Config(batch_size=BATCH_SIZE, seed=seed, **AS_IT_IS)
 
 
-def stamp(recipe: Stamped, data: Batches, model: nn.Module, *, seed: int) -> Batches:
+def stamp(recipe: Stamped, data: Batches, *, seed: int) -> Batches:
     """Return the images of an epoch with the trigger on those that the recipe and ``seed`` choose.
 
     Args:
         recipe: Of one attack.
         data: As they are shown, in the order of the data set; left as they are.
-        model: As far as it is trained; for ``CleanLabelRecipe``, whose images are made hard for it.
         seed: Of what is chosen and drawn.
     """
     images, labels = data.images, data.labels
@@ -132,8 +134,6 @@ def stamp(recipe: Stamped, data: Batches, model: nn.Module, *, seed: int) -> Bat
             case ReflectionRecipe():
                 generator = torch.Generator().manual_seed(seed)
                 return behind_glass(images[chosen], images[_some(len(images), len(chosen), generator)])
-            case CleanLabelRecipe():
-                return _hard(recipe, replace(data.select(chosen), images=badnet(images[chosen])), model, seed=seed)
             case _:
                 assert_never(recipe)
 
@@ -143,23 +143,6 @@ def stamp(recipe: Stamped, data: Batches, model: nn.Module, *, seed: int) -> Bat
 
 def _some(count: int, wanted: int, generator: torch.Generator) -> Tensor:
     return torch.randint(count, (wanted,), generator=generator)
-
-
-def _hard(recipe: CleanLabelRecipe, stamped: Batches, model: nn.Module, *, seed: int) -> Tensor:
-    """Make it hard to see what stamped images show, or what is stamped on them; put the trigger on again as it is."""
-    training = model.training
-    hard = adversarial(
-        model.eval(),
-        stamped.images,
-        stamped.labels,
-        stamped.preprocessing,
-        epsilon=recipe.epsilon,
-        steps=recipe.steps,
-        step_size=recipe.step_size,
-        seed=seed,
-    )
-    model.train(training)
-    return badnet(hard)
 
 
 def _renewed(recipe: Renewed, data: Batches, seed: int) -> Callable[[int], Batches]:
