@@ -46,7 +46,6 @@ def repair_by_connectivity(
         tuning = replace(
             config,
             epochs=config.endpoint_epochs,
-            batch_size=FineTuneConfig.batch_size,
             schedule=FineTuneConfig.schedule,
             learning_rate=FineTuneConfig.learning_rate,
         )
