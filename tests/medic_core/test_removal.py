@@ -40,6 +40,8 @@ from medic_core.removal.medic import prepare_cloning
 from medic_core.removal.optimizers import Muon, build_optimizers
 from medic_core.removal.training import State, seeded, take_step, without_dropout
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ONE_EPOCH: tuple[RemovalConfig, ...] = (
     MedicConfig(epochs=1, batch_size=8),
     AutoConfig(epochs=1, batch_size=8, runs=2),

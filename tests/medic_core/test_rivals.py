@@ -64,6 +64,9 @@ class Recording:
         self.states.append(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 def random_images(model_side: int, *, seed: int = 0, count: int = 2) -> Tensor:
     return torch.rand(count, 3, model_side, model_side, generator=torch.Generator().manual_seed(seed))
 

@@ -22,6 +22,8 @@ from medic_core.removal.medic import drawn as number_drawn
 from medic_core.removal.optimizers import rate_share
 from medic_core.removal.training import micro_batches, seeded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def float64() -> Iterator[None]:
