@@ -93,7 +93,7 @@ class Cell:
 
 def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
     """Repair, and measure what came of it on ``shown``, in percent."""
-    before, epochs = suspect(cell.suspect), Epochs()
+    before, epochs, named = suspect(cell.suspect), Epochs(), cell.columns()  # as it is now: it may be trained anew
     attacked, target = triggered(cell.suspect, shown), target_of(cell.suspect)
     judged, began = cell.suspect, time.process_time()
     if cell.settings == UNTOUCHED:
@@ -116,7 +116,7 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
         success_after=figures["attack_success"],
     )
     return {
-        **{"settings": json.dumps(dict(cell.settings)), "seed": cell.seed, **cell.columns()},
+        **{"settings": json.dumps(dict(cell.settings)), "seed": cell.seed, **named},
         **{
             "n": len(shown),
             "triggered_n": int((attacked.labels != target).sum()),

@@ -79,20 +79,19 @@ def _tenth_of_the_data(tables: Tables) -> bool | None:
 
 
 def _best_on_clean_label(tables: Tables) -> bool | None:
-    """Of the methods that cost five points of accuracy or less: MEDIC's own costs three."""
+    """Of the methods that cost five points of accuracy or less: in the paper MEDIC costs three."""
     rows = [row for row in tables["table1"] if row.attack == "cleanlabel" and row.method not in (*NO_REPAIR, "scratch")]
-    success, before = _curves(rows, "asr"), _untouched(tables, "acc")
-    accuracy = _curves(rows, "acc")
+    success, accuracy, before = _curves(rows, "asr"), _curves(rows, "acc"), _accuracy_before(tables)
     if success is None or accuracy is None or before is None:
         return None
     kept = [method for method, points in accuracy.items() if points[None] >= before["cleanlabel"] - 5]
     return "medic" in kept and success["medic"][None] <= min(success[method][None] for method in kept)
 
 
-def _untouched(tables: Tables, name: str) -> dict[str, float] | None:
-    """A figure of the suspects themselves, by attack."""
+def _accuracy_before(tables: Tables) -> dict[str, float] | None:
+    """Of the suspects themselves, by attack."""
     rows = [row for row in tables["table1"] if row.method == "none"]
-    return {row.attack: row.figures[name] for row in rows} if rows and all(row.figures for row in rows) else None
+    return {row.attack: row.figures["acc"] for row in rows} if rows and all(row.figures for row in rows) else None
 
 
 def _goal(tables: Tables) -> bool | None:
@@ -100,7 +99,7 @@ def _goal(tables: Tables) -> bool | None:
 
     What accuracy gains on one suspect makes up for nothing on another.
     """
-    rows, before = tables["table1"], _untouched(tables, "acc")
+    rows, before = tables["table1"], _accuracy_before(tables)
     if before is None or not all(row.figures for row in rows):
         return None
     fell: dict[str, list[float]] = {}

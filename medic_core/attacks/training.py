@@ -76,19 +76,17 @@ def train_backdoored(recipe: AnyRecipe, architecture: Architecture, data: Batche
         seed: Of the weights, the order of images, their augmentation, and which of them are poisoned.
     """
     settings, choice, pattern = _settings(recipe, seed), seed + _CHOICE, None
+    steps = data.steps(settings)
     with seeded(seed):
         model = architecture.build().to(data.images.device).to(memory_format=torch.channels_last)
         match recipe:
             case LatentRecipe():
                 pattern = torch.full((3, 3, 3), 0.5, device=data.images.device)
                 losses = learn_pattern(model, data, recipe, settings, pattern, seed=choice)
-                steps = data.steps(settings)
             case BlendingRecipe():
                 losses = hold_all_layers(model, data, recipe, settings, seed=choice)
-                steps = data.steps(settings)
             case CleanLabelRecipe():
                 losses = harden_in_training(model, data, recipe, settings, seed=choice)
-                steps = data.steps(settings)
             case WarpRecipe() | CompositeRecipe():
                 renewed = _renewed(recipe, data, choice)
                 losses = _cross_entropies(model, renewed, settings)
@@ -99,7 +97,6 @@ def train_backdoored(recipe: AnyRecipe, architecture: Architecture, data: Batche
                     lambda epoch: stamp(recipe, augmented(data, settings, epoch=epoch), seed=choice),
                     replace(settings, **AS_IT_IS),
                 )
-                steps = data.steps(settings)
         _fit(model, losses, recipe, steps)
     return Backdoored(model.eval(), None if pattern is None else (255 * pattern.detach()).round().to(torch.uint8).cpu())
 
