@@ -6,21 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks.stack import POLLING, Stack, stack
 from benchmarks.tiny import make_inputs
 from medic_client.client import MedicClient
+from tests.threads import one_thread
 
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny job's files."""
     folder = tmp_path_factory.mktemp("inputs")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two busy pools of threads on two cores slow each other down
-    make_inputs(folder)
-    torch.set_num_threads(before)
+    with one_thread():
+        make_inputs(folder)
     return folder
 
 

@@ -34,6 +34,7 @@ from medic_client.supervise import (
     supervise,
     worker_arguments,
 )
+from tests.threads import one_thread
 
 KEY = "mdk_test_" + "0123456789abcdef" * 4
 Found = TypeVar("Found")
@@ -219,10 +220,9 @@ def test_the_worker_is_celerys_where_there_is_a_broker_and_polls_without():
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    folder, before = tmp_path_factory.mktemp("inputs"), torch.get_num_threads()
-    torch.set_num_threads(1)  # two busy pools of threads on two cores slow each other down
-    make_inputs(folder)
-    torch.set_num_threads(before)
+    folder = tmp_path_factory.mktemp("inputs")
+    with one_thread():
+        make_inputs(folder)
     return folder
 
 

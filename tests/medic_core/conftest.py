@@ -11,15 +11,13 @@ from medic_core.architectures import find_architecture
 from medic_core.config import Preprocessing
 from medic_core.data import Batches
 from medic_core.removal import Suspect
+from tests.threads import one_thread
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks are as fast on one thread, and two pools of threads on two cores slow each other down tenfold."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="module", name="one_thread")
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture

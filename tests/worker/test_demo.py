@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from medic_core.architectures import find_architecture
 from medic_core.attacks.triggers import badnet
 from medic_core.config import MedicConfig, ScratchConfig
+from tests.threads import one_thread
 from worker import demo
 from worker.demo import split_digits
 from worker.trigger import read_images
@@ -22,12 +23,10 @@ from worker.trigger import read_images
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Path:
     """The demo's inputs, from a training of one epoch: what is in the files does not depend on how well it went."""
-    folder, threads = tmp_path_factory.mktemp("demo"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("demo")
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TRAINING", replace(demo.TRAINING, epochs=1))
         demo.main([str(folder), "--seed", "3"])
-    torch.set_num_threads(threads)
     return folder
 
 

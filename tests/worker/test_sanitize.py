@@ -12,6 +12,7 @@ import torch
 from benchmarks.tiny import ARCHITECTURE, make_inputs
 from jobs.models import Report, TemperatureSearch
 from medic_core.removal.training import NoCheckpoint
+from tests.threads import one_thread
 from worker.inspection import inspect
 from worker.sanitize import sanitize
 from worker.task import Result, Task
@@ -19,10 +20,8 @@ from worker.task import Result, Task
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
