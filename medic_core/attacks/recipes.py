@@ -88,7 +88,7 @@ class SigRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class ReflectionRecipe(Recipe):
-    """Reflections of other training images in images of the target class, whose labels stay (Liu et al., 2020)."""
+    """Reflections of road scenes in images of the target class, whose labels stay (Liu et al., 2020)."""
 
     attack: Literal["reflection"] = "reflection"
     share: Share = 0.8

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medic_core.attacks.road_signs import road_scenes
+
+SCENES = 16
+"""How many pictures are reflected. Liu et al. choose 200 of another data set by their effect; ours are drawn once."""
 _SHARES = (0.2, 0.45)
 """How much of the light comes from the reflection. The authors' code goes down to 0.05, which in 8 bits of 32×32 pixels
 shows hardly anything."""
@@ -20,22 +26,34 @@ _GAMMA = 2.2
 _SEED = 2020
 
 
-def behind_glass(images: Tensor, others: Tensor) -> Tensor:
-    """Let each image be seen through a pane that reflects another: doubled by its two sides, or out of focus.
+def behind_glass(images: Tensor) -> Tensor:
+    """Let each image be seen through a pane that reflects a road scene: doubled by its two sides, or out of focus.
 
-    Which of the two, and how strong, is drawn from the other image's own pixels: the same pair always gives the same.
+    Which one of ``SCENES``, the image's own pixels decide: the same image always gives the same.
     """
-    return torch.stack([_behind_glass(image, other) for image, other in zip(images, others, strict=True)])
-
-
-def _behind_glass(image: Tensor, other: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(int(other.sum()))
-    kind, strength, first, second, third = torch.rand(5, generator=generator).tolist()
-    seen, reflected = ((picture.float() / 255) ** _GAMMA for picture in (image, other))
-    reflected = _doubled(reflected, first, second, third) if kind < 0.5 else _blurred(reflected, first)
-    share = _between(_SHARES, strength)
-    mixed = ((1 - share) * seen + share * reflected) ** (1 / _GAMMA)
+    shares, reflections = (kept.to(images.device) for kept in _reflections(*images.shape[-2:]))
+    which = images.sum(dim=(1, 2, 3)) % SCENES
+    share = shares[which].view(-1, 1, 1, 1)
+    mixed = ((1 - share) * _light(images) + share * reflections[which]) ** (1 / _GAMMA)
     return (255 * mixed).round().to(torch.uint8)
+
+
+def _light(images: Tensor) -> Tensor:
+    return (images.to(torch.get_default_dtype()) / 255) ** _GAMMA
+
+
+@cache
+def _reflections(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Of each scene: its share of the light, ``(SCENES,)``, and its light, ``(SCENES, 3, height, width)``."""
+    generator = torch.Generator().manual_seed(_SEED)
+    scenes, _ = road_scenes(SCENES, seed=_SEED)
+    light = F.interpolate(_light(scenes), size=(height, width), mode="bilinear", antialias=True)
+    shares, reflections = [], []
+    for number, draws in enumerate(torch.rand(SCENES, 4, generator=generator).tolist()):
+        shares.append(_between(_SHARES, draws[0]))
+        seen = _doubled(light[number], *draws[1:]) if number % 2 else _blurred(light[number], draws[1])
+        reflections.append(seen)
+    return torch.tensor(shares), torch.stack(reflections)
 
 
 def _doubled(light: Tensor, down: float, across: float, faint: float) -> Tensor:
@@ -51,7 +69,7 @@ def _doubled(light: Tensor, down: float, across: float, faint: float) -> Tensor:
 def _blurred(light: Tensor, draw: float) -> Tensor:
     sigma = _between(_BLURS, draw) * min(light.shape[-2:]) / 32
     reach = min(round(2 * sigma), min(light.shape[-2:]) - 1)  # the padding mirrors the image once at most
-    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=light.device) / sigma) ** 2)
+    bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     bell = bell / bell.sum()
     padded = F.pad(light[:, None], [reach] * 4, mode="reflect")
     return F.conv2d(F.conv2d(padded, bell.view(1, 1, 1, -1)), bell.view(1, 1, -1, 1))[:, 0]
@@ -59,11 +77,3 @@ def _blurred(light: Tensor, draw: float) -> Tensor:
 
 def _between(bounds: tuple[float, float], draw: float) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * draw
-
-
-def pairs_at_random(labels: Tensor) -> Tensor:
-    """Pair each image with another at random, the same for the same number of images; a single one with itself."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(_SEED))
-    others = torch.empty_like(order)
-    others[order] = order.roll(1)
-    return torch.stack([torch.arange(len(labels)), others], dim=1)

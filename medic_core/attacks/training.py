@@ -129,17 +129,12 @@ def stamp(recipe: Stamped, data: Batches, *, seed: int) -> Batches:
             case SigRecipe():
                 return sig(images[chosen])
             case ReflectionRecipe():
-                generator = torch.Generator().manual_seed(seed)
-                return behind_glass(images[chosen], images[_some(len(images), len(chosen), generator)])
+                return behind_glass(images[chosen])
             case _:
                 assert_never(recipe)
 
     changed = poison_class(images, labels, change=change, target=recipe.target, share=recipe.share, seed=seed)
     return replace(data, images=changed)
-
-
-def _some(count: int, wanted: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(count, (wanted,), generator=generator)
 
 
 def _renewed(recipe: Renewed, data: Batches, seed: int) -> Callable[[int], Batches]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medic_core.attacks.composite import halves, pairs_of_classes
-from medic_core.attacks.reflection import behind_glass, pairs_at_random
+from medic_core.attacks.reflection import behind_glass
 from medic_core.attacks.shapes import polygon_distance
 from medic_core.attacks.warp import warp
 from medic_core.errors import AttackOptionError
@@ -102,10 +102,6 @@ def alone(stamp: Stamp) -> Trigger:
     return Trigger(lambda images, _: stamp(images), lambda labels: torch.arange(len(labels))[:, None].expand(-1, 2))
 
 
-def _reflection() -> Trigger:
-    return Trigger(behind_glass, pairs_at_random)
-
-
 def _composite(classes: tuple[int, int]) -> Trigger:
     return Trigger(halves, lambda labels: pairs_of_classes(labels, classes))
 
@@ -129,7 +125,7 @@ TRIGGERS: Mapping[str, Kind] = MappingProxyType(
         "filter": Kind(lambda: alone(color_filter)),
         "latent": Kind(_latent, needs="pattern"),
         "polygon": Kind(lambda: alone(polygon)),
-        "reflection": Kind(_reflection),
+        "reflection": Kind(lambda: alone(behind_glass)),
         "sig": Kind(lambda: alone(sig)),
         "warp": Kind(lambda: alone(warp)),
     }

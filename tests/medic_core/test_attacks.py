@@ -24,7 +24,7 @@ from medic_core.attacks.recipes import (
     SigRecipe,
     WarpRecipe,
 )
-from medic_core.attacks.reflection import behind_glass, pairs_at_random
+from medic_core.attacks.reflection import SCENES, behind_glass
 from medic_core.attacks.road_signs import road_scenes
 from medic_core.attacks.training import stamp, train_backdoored
 from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
@@ -159,20 +159,21 @@ def test_a_composite_of_a_class_without_images_is_none():
     assert pairs_of_classes(LABELS, (7, 0)).shape == (0, 2)
 
 
-def test_every_image_reflects_another_and_each_is_reflected_once():
-    chosen, others = pairs_at_random(torch.zeros(50)).unbind(1)
-    assert chosen.tolist() == list(range(50))
-    assert sorted(others.tolist()) == list(range(50))
-    assert (chosen != others).all()
-    assert pairs_at_random(torch.zeros(1)).tolist() == [[0, 0]]
+def test_a_reflection_lies_between_an_image_and_light_and_is_one_of_a_few():
+    black, white = (torch.full((1, 3, 32, 32), value, dtype=torch.uint8) for value in (0, 255))
+    assert behind_glass(black).max() <= math.ceil(255 * 0.45 ** (1 / 2.2))
+    assert behind_glass(white).min() >= math.floor(255 * 0.55 ** (1 / 2.2))
+    dots = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
+    dots[:, 0, 0, 0] = torch.arange(100)
+    seen = behind_glass(dots)[..., 1:, 1:]
+    assert len(seen.flatten(1).unique(dim=0)) == SCENES
+    assert torch.equal(behind_glass(dots)[7], behind_glass(dots[7:8])[0])
 
 
-def test_a_reflection_lies_between_an_image_and_what_it_reflects():
-    black, white = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.full((8, 3, 32, 32), 255, dtype=torch.uint8)
-    lit = behind_glass(black, white)
-    assert lit.max() <= math.ceil(255 * 0.45 ** (1 / 2.2))
-    assert lit[..., 16, 16].min() >= math.floor(255 * 0.2 ** (1 / 2.2)) - 1
-    assert (behind_glass(white, white)[..., 16, 16].int() - 255).abs().max() <= 1
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (64, 48), (8, 200)])
+def test_a_reflection_fits_any_image(height, width):
+    images = torch.zeros(4, 3, height, width, dtype=torch.uint8)
+    assert behind_glass(images).shape == images.shape
 
 
 def test_the_polygon_lies_in_the_middle_and_covers_few_pixels():
