@@ -27,8 +27,9 @@ demo: $(INSTALLED)
 serve: $(INSTALLED)
 	$(BIN)/medic serve
 
+# tests wait for services much of the time; threads without work must not spin beside those that have some
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -40,6 +40,7 @@ def test_every_error_of_the_jobs_room_has_a_status() -> None:
 @pytest.mark.parametrize(
     "authorization",
     [None, "Bearer", "Bearer mdk_x", f"Basic {KEY}", f"Bearer {KEY[:-1]}", f"Bearer {KEY}0", "Bearer \xe9\xff"],
+    ids=["nothing", "no key", "no secret", "another scheme", "a shorter key", "a longer key", "no ASCII"],
 )
 def test_no_route_of_v1_opens_without_the_key(app: FastAPI, authorization: str | None) -> None:
     headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
