@@ -86,6 +86,9 @@ def test_a_child_that_outlives_the_service_is_told(tmp_path: Path) -> None:
     home.mkdir()
     before = set(tmp_path.iterdir())
     assert left_behind(tmp_path, before).wrong == ()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={"HOME": str(home)}) as child:
+    code, pipe = "print(flush=True); input()", subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, env={"HOME": str(home)}) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # the kernel shows no environment until the program is laid out
         assert left_behind(tmp_path, before).wrong == (f"left the process {child.pid}",)
         child.kill()
