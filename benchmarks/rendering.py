@@ -148,6 +148,12 @@ def _entry(value: str | float | None) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
+def claims_markdown(claims: Sequence[Mapping[str, str]]) -> str:
+    """Write what ``benchmarks.claims.judge`` says as a table."""
+    lines = ["| claim | here |", "|---|---|", *(f"| {each['claim']} | {each['here']} |" for each in claims)]
+    return "# What the paper claims, and we\n\n" + "\n".join(lines) + "\n"
+
+
 def markdown(title: str, rows: Sequence[Row], *, axis: str | None) -> str:
     """Write methods down, attacks across; each cell is a mean over its seeds."""
     attacks = list(dict.fromkeys(row.attack for row in rows))

@@ -19,14 +19,14 @@ import torch
 from benchmarks.cells import BENIGN, UNTOUCHED, Cell, Sheet, key_of
 from benchmarks.claims import judge
 from benchmarks.machine import write_json
-from benchmarks.rendering import Row, costs, costs_markdown, draw, markdown
+from benchmarks.rendering import Row, claims_markdown, costs, costs_markdown, draw, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, architecture_of, unseen_images, weights_of
 from medic_core.data import EPOCHS
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 COLUMNS = ("attack", "method", "acc", "asr", "ra", "der", "n", "seed", "seconds", "triggered_n")
-EMBEDDED = ("table1", "published", "epochs")
+EMBEDDED = ("table1", "published", "epochs", "claims")
 """Tables that the README shows."""
 FIGURES = {
     **{"acc": "accuracy", "asr": "attack_success", "ra": "recovery", "der": "der"},
@@ -259,7 +259,9 @@ def write_all(sheet: Sheet, profile: Profile, seeds: Sequence[int]) -> None:
     tables = {name: rows_of(table, sheet, profile, seeds) for name, table in TABLES.items()}
     for name, rows in tables.items():
         write(name, rows)
-    write_json(RESULTS / "claims.json", {"profile": profile, "seeds": seeds, "claims": judge(tables)})
+    claims = judge(tables)
+    write_json(RESULTS / "claims.json", {"profile": profile, "seeds": seeds, "claims": claims})
+    (RESULTS / "claims.md").write_text(claims_markdown(claims))
     compared = {
         (row.attack, row.method, row.seed): row
         for name in ("table1", "published")
