@@ -73,7 +73,7 @@ def parse_spec(value: object) -> JobSpec:
     problems = list(_unrepresentable(value))
     if not problems:
         try:
-            return JobSpec.model_validate(value)
+            return JobSpec.model_validate_json(json.dumps(value), strict=True)  # of types, too: true is not 1
         except ValidationError as error:
             problems = list(problems_of(error, value))
     raise RequestRefusedError(422, "invalid_spec", "the spec of the job is not valid", *problems)

@@ -90,7 +90,9 @@ def _expanded(removal: Any, spec: ValidationInfo) -> Any:
     if not isinstance(removal, dict):
         return removal
     model = spec.data.get("model")  # absent where it was refused itself
-    return expand_preset(removal, architecture=model.architecture if model else "")
+    expanded = expand_preset(removal, architecture=model.architecture if model else "")
+    # what comes from here counts as Python, where only a tuple is strictly a tuple
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in expanded.items()}
 
 
 class JobSpec(Record):

@@ -183,6 +183,29 @@ def test_every_problem_of_a_spec_is_listed(client: httpx.Client) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("removal", "epochs"), "3"),
+        (("removal", "epochs"), True),
+        (("removal", "learning_rate"), "0.1"),
+        (("removal", "horizontal_flip"), 1),
+        (("removal", "layers"), "conv1"),
+        (("deadline_seconds",), "60"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_not_converted(
+    client: httpx.Client, spec: dict[str, Any], place: tuple[str, ...], value: object
+) -> None:
+    document = problem(client.post("/v1/jobs", json=changed(spec, place, value)), 422)
+    assert [error["pointer"] for error in document["errors"]] == [pointer(place)]
+
+
+def test_lists_and_whole_numbers_stand_for_tuples_and_floats(client: httpx.Client, spec: dict[str, Any]) -> None:
+    spec["removal"] = {"method": "medic", "layers": ["feature_maps"], "learning_rate": 1}
+    assert client.post("/v1/jobs", json=spec).status_code == 202
+
+
 def test_an_answer_to_endless_problems_has_an_end(client: httpx.Client) -> None:
     answer = client.post("/v1/jobs", json={f"key{number}": 1 for number in range(20_000)})
     assert len(problem(answer, 422)["errors"]) == 100
