@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import click
 import httpx
 import psutil
 
-from benchmarks.machine import write_json
+from benchmarks.machine import describe_machine, write_json
 from jobs.keys import new_key
 
 RESULT = Path(__file__).parent / "results" / "upload_memory.json"
@@ -42,7 +42,7 @@ class Measurement:
     peak_rss_mb: float
     limit_mb: int
     samples: int
-    cpus: int | None
+    machine: Mapping[str, str | int | None]
 
 
 @click.command()
@@ -79,7 +79,7 @@ def measure(mebibytes: int) -> Measurement:
         peak_rss_mb=round(max(samples) / 1e6, 1),
         limit_mb=LIMIT_MB,
         samples=len(samples),
-        cpus=os.cpu_count(),
+        machine=describe_machine(),
     )
 
 
