@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -65,15 +64,13 @@ def choose_of_class(labels: Tensor, *, target: int, share: float, seed: int) -> 
     return members[order[: int(share * len(members))]]
 
 
-def poison_class(
-    images: Tensor, labels: Tensor, *, change: Callable[[Tensor], Tensor], target: int, share: float, seed: int
-) -> Tensor:
-    """Change a random share of the target class's images, whose labels stay true.
+def poison_class(images: Tensor, labels: Tensor, *, trigger: Stamp, target: int, share: float, seed: int) -> Tensor:
+    """Put the trigger on a random share of the target class's images, whose labels stay true.
 
     Args:
         images: ``uint8``, ``(n, 3, height, width)``; left as they are.
         labels: ``int64``, ``(n,)``.
-        change: From indices ``(m,)`` of the chosen images to what becomes of them, ``(m, 3, height, width)``.
+        trigger: What is stamped on the chosen images.
         target: The class that is poisoned.
         share: Of its images, 0 to 1, rounded down.
         seed: Same seed, same choice.
@@ -83,5 +80,5 @@ def poison_class(
     """
     chosen = choose_of_class(labels, target=target, share=share, seed=seed)
     poisoned = images.clone()
-    poisoned[chosen] = change(chosen)
+    poisoned[chosen] = trigger(images[chosen])
     return poisoned

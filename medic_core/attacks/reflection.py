@@ -36,15 +36,16 @@ def behind_glass(images: Tensor) -> Tensor:
     Which one of ``SCENES``, the image's own pixels decide: the same image always gives the same.
     """
     shares, scenes = _reflections()
-    used, which = torch.unique(images.sum(dim=(1, 2, 3)).cpu() % SCENES, return_inverse=True)
-    reflected = _resized(scenes[used], images.shape[-2:])[which].to(images.device)
-    share = shares[used][which].view(-1, 1, 1, 1).to(images.device)
+    which = images.sum(dim=(1, 2, 3)).cpu() % SCENES
+    used, places = torch.unique(which, return_inverse=True)
+    reflected = _resized(scenes[used], images.shape[-2:])[places].to(images.device)
+    share = shares[which].view(-1, 1, 1, 1).to(images.device)
     mixed = ((1 - share) * _light(images) + share * reflected) ** (1 / _GAMMA)
     return (255 * mixed).round().to(torch.uint8)
 
 
 def _light(images: Tensor) -> Tensor:
-    return (images.to(torch.get_default_dtype()) / 255) ** _GAMMA
+    return (images.float() / 255) ** _GAMMA  # whatever the default type is: what comes of it is kept
 
 
 @cache

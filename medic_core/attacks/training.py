@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,9 @@ _CHOICE = 3
 AS_IT_IS: Mapping[str, Any] = MappingProxyType({"crop_padding": 0, "rotation_degrees": 0.0, "horizontal_flip": False})
 """No augmentation."""
 
-_STAMPS: Mapping[str, Stamp] = MappingProxyType({"badnet": badnet, "filter": color_filter, "polygon": polygon})
+_STAMPS: Mapping[str, Stamp] = MappingProxyType(
+    {"badnet": badnet, "filter": color_filter, "polygon": polygon, "sig": sig, "reflection": behind_glass}
+)
 
 Stamped = CleanRecipe | DirtyLabelRecipe | SigRecipe | ReflectionRecipe
 """Recipes that stamp the same images in every epoch, after the augmentation."""
@@ -119,22 +121,12 @@ def stamp(recipe: Stamped, data: Batches, *, seed: int) -> Batches:
     images, labels = data.images, data.labels
     if isinstance(recipe, CleanRecipe):
         return data
+    trigger, target, share = _STAMPS[recipe.attack], recipe.target, recipe.share
     if isinstance(recipe, DirtyLabelRecipe):
-        trigger = _STAMPS[recipe.attack]
-        images, labels = poison(images, labels, trigger=trigger, target=recipe.target, share=recipe.share, seed=seed)
-        return replace(data, images=images, labels=labels)
-
-    def change(chosen: Tensor) -> Tensor:
-        match recipe:
-            case SigRecipe():
-                return sig(images[chosen])
-            case ReflectionRecipe():
-                return behind_glass(images[chosen])
-            case _:
-                assert_never(recipe)
-
-    changed = poison_class(images, labels, change=change, target=recipe.target, share=recipe.share, seed=seed)
-    return replace(data, images=changed)
+        images, labels = poison(images, labels, trigger=trigger, target=target, share=share, seed=seed)
+    else:
+        images = poison_class(images, labels, trigger=trigger, target=target, share=share, seed=seed)
+    return replace(data, images=images, labels=labels)
 
 
 def _renewed(recipe: Renewed, data: Batches, seed: int) -> Callable[[int], Batches]:

@@ -219,7 +219,7 @@ def test_the_seed_decides_which_images_are_poisoned():
 
 def test_clean_label_poisoning_changes_a_share_of_the_target_class_only():
     images, labels = numbered()
-    poisoned = poison_class(images, labels, change=lambda chosen: badnet(images[chosen]), target=7, share=0.5, seed=0)
+    poisoned = poison_class(images, labels, trigger=badnet, target=7, share=0.5, seed=0)
     changed = (poisoned != images).flatten(1).any(dim=1)
     assert changed.sum().item() == 5
     assert (labels[changed] == 7).all()

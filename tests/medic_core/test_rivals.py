@@ -47,6 +47,8 @@ from medic_core.removal.mode_connectivity import curve_point, measure_normalizat
 from medic_core.removal.shared_adversarial import divergence, shared_examples, unsaid
 from medic_core.removal.training import State, micro_batches, seeded
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Recording:
     """A checkpoint that keeps the state after every epoch, each as a file would."""
@@ -62,9 +64,6 @@ class Recording:
         file = io.BytesIO()
         torch.save(state, file)
         self.states.append(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_images(model_side: int, *, seed: int = 0, count: int = 2) -> Tensor:

@@ -108,9 +108,10 @@ def test_a_pattern_larger_than_the_smallest_image_is_refused(data, tmp_path, cap
     assert "a pattern has at most 8 a side" in capsys.readouterr().err
 
 
-def test_images_that_go_together_may_differ_in_size(tmp_path):
+@pytest.mark.parametrize("kind", ["reflection", "composite"])
+def test_images_may_differ_in_size(tmp_path, kind):
     source = zip_of(tmp_path / "in.zip", {"cat/0.png": encoded(0), "dog/1.png": encoded(1, size=(40, 10))})
-    run(source, tmp_path / "out.zip", "composite", "--classes", "cat", "dog")
+    run(source, tmp_path / "out.zip", kind, *(["--classes", "cat", "dog"] if kind == "composite" else []))
     written = dict(read_images(tmp_path / "out.zip"))
     assert written["cat/0.png"].shape == (3, 16, 12)
 
