@@ -19,8 +19,9 @@ from pydantic import (
     ValidationInfo,
     computed_field,
 )
+from pydantic_core import PydanticCustomError
 
-from medic_core.config import MedicConfig, Preprocessing, RemovalConfig, expand_preset
+from medic_core.config import LipschitzPruningConfig, MedicConfig, Preprocessing, RemovalConfig, expand_preset
 
 JobId = NewType("JobId", str)
 FileId = NewType("FileId", str)
@@ -95,21 +96,32 @@ def _expanded(removal: Any, spec: ValidationInfo) -> Any:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in expanded.items()}
 
 
+def _needed(clean: DataSpec | None, spec: ValidationInfo) -> DataSpec | None:
+    """Refuse a spec without clean data, unless its method is known to take none."""
+    if clean is None and not isinstance(spec.data.get("removal"), LipschitzPruningConfig):
+        raise PydanticCustomError("missing", "Clean data are needed by every method but lipschitz_pruning")
+    return clean
+
+
 class JobSpec(Record):
     """One sanitization job."""
 
     model: ModelSpec
-    clean_data: DataSpec
-    test_data: DataSpec | None = Field(
-        default=None,
-        description="Without it a fifth of the clean data is held out, stratified by class under the seed.",
-    )
-    triggered_data: TriggeredSpec | None = None
     removal: Annotated[
         RemovalConfig,
         Field(discriminator="method"),
         BeforeValidator(_expanded),
     ] = MedicConfig()
+    clean_data: Annotated[DataSpec | None, AfterValidator(_needed)] = Field(
+        default=None,
+        validate_default=True,
+        description="Needed by every method but lipschitz_pruning, which takes no images.",
+    )
+    test_data: DataSpec | None = Field(
+        default=None,
+        description="Without it a fifth of the clean data is held out, stratified by class under the seed.",
+    )
+    triggered_data: TriggeredSpec | None = None
     deadline_seconds: int | None = Field(
         default=None, ge=1, le=30 * 24 * 3600, description="From creation; without it the service's own limit."
     )
@@ -187,12 +199,12 @@ class Comparison(Reply):
 
 
 class Summary(Reply):
-    """The figures of a finished job.
+    """The figures of a finished job; null where there are no images to tell.
 
-    Attack success and recovery count triggered images whose true class is not the target; null without such.
+    Attack success and recovery count triggered images whose true class is not the target.
     """
 
-    clean_accuracy: Comparison
+    clean_accuracy: Comparison | None = None
     attack_success_rate: Comparison | None = None
     recovery_accuracy: Comparison | None = None
     defense_effectiveness_rating: float | None = None
@@ -238,7 +250,7 @@ class Job(Reply):
     verdict: None = None
     error: Failure | None = None
     model: ModelRecord
-    clean_data: InputRecord
+    clean_data: InputRecord | None = None
     test_data: InputRecord | None = None
     triggered_data: InputRecord | None = None
     removal: RemovalConfig
@@ -330,14 +342,14 @@ class Measured(Reply):
 
 
 class Evaluation(Reply):
-    """One model on the test images, and on the triggered ones where there are any.
+    """One model on the test images and on the triggered ones, as far as there are any.
 
     ``confusion`` has a row for each true class and a column for each predicted one, in the order of ``class_names``.
     """
 
-    clean_accuracy: Measured
-    per_class: dict[str, Measured]
-    confusion: tuple[tuple[int, ...], ...]
+    clean_accuracy: Measured | None = None
+    per_class: dict[str, Measured] = {}
+    confusion: tuple[tuple[int, ...], ...] | None = None
     attack_success_rate: Measured | None = None
     recovery_accuracy: Measured | None = None
     triggered_confusion: tuple[tuple[int, ...], ...] | None = None
@@ -402,7 +414,7 @@ class Report(Reply):
     cloned_layers: tuple[str, ...]
     train_samples: int
     test_samples: int
-    test_source: Literal["test_data", "holdout"]
+    test_source: Literal["test_data", "holdout"] | None
     target_class: str | None
     before: Evaluation
     after: Evaluation

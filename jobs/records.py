@@ -63,7 +63,7 @@ def to_job(rows: Sequence[Row[Any]], *, kept_milliseconds: int | None) -> Job:
         attempt=row.attempt,
         error=Failure.model_validate(row.error) if row.error else None,
         model=ModelRecord.model_validate(model),
-        clean_data=seen["clean"],
+        clean_data=seen.get("clean"),
         test_data=seen.get("test"),
         triggered_data=triggered,
         removal=spec.removal,

@@ -419,7 +419,9 @@ def _has(table: Table, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 def _named_files(spec: JobSpec) -> dict[Purpose, FileId]:
-    named: dict[Purpose, FileId] = {"model": spec.model.file_id, "clean": spec.clean_data.file_id}
+    named: dict[Purpose, FileId] = {"model": spec.model.file_id}
+    if spec.clean_data is not None:
+        named["clean"] = spec.clean_data.file_id
     if spec.test_data is not None:
         named["test"] = spec.test_data.file_id
     if spec.triggered_data is not None:

@@ -85,8 +85,8 @@ def _summary(job: Job) -> Summary:
 def shortfalls_of(summary: Summary) -> list[str]:
     """Say in which points a repair stays behind what the demo promises."""
     accuracy, success = summary.clean_accuracy, summary.attack_success_rate
-    if success is None:
-        return ["attack success was not measured"]
+    if accuracy is None or success is None:
+        return ["accuracy or attack success was not measured"]
     found = []
     if success.before < LEAST_SUCCESS_BEFORE:
         found.append(f"attack success starts at {success.before:.1%}, below {LEAST_SUCCESS_BEFORE:.0%}")

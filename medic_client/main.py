@@ -136,7 +136,9 @@ def _run_module(module: str, *arguments: str) -> None:
 @click.argument("suspect", type=FILE)
 @click.option("--architecture", required=True, help="Such as medic/wide_resnet16_1.")
 @click.option("--option", "options", multiple=True, type=Pair(), help="Argument of the architecture's constructor.")
-@click.option("--clean", required=True, type=FILE, help="Clean images: zip or tar of class folders.")
+@click.option(
+    "--clean", type=FILE, help="Clean images: zip or tar of class folders; only lipschitz_pruning needs none."
+)
 @click.option("--test", type=FILE, help="Images to measure on; without them a fifth of the clean ones is held out.")
 @click.option("--triggered", type=FILE, help="Images with the trigger on, in folders of their true class.")
 @click.option("--target", help="The class that the trigger leads to.")
@@ -160,7 +162,7 @@ def sanitize(
     suspect: Path,
     architecture: str,
     options: tuple[tuple[str, Any], ...],
-    clean: Path,
+    clean: Path | None,
     test: Path | None,
     triggered: Path | None,
     target: str | None,
@@ -202,7 +204,7 @@ def sanitize(
                     "class_names": class_names.split(",") if class_names else None,
                 }
             ),
-            "clean_data": {"file_id": str(clean)},
+            "clean_data": {"file_id": str(clean)} if clean else None,
             "test_data": {"file_id": str(test)} if test else None,
             "triggered_data": {"file_id": str(triggered), "target_class": target} if triggered else None,
             "removal": {"method": method, **dict(settings)},

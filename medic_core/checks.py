@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,33 +19,17 @@ class ModelProblem:
     detail: str
 
 
-def problems_with(
-    model: nn.Module, clean: Batches, *, num_classes: int, alive: Callable[[], None] = lambda: None
-) -> list[ModelProblem]:
+def problems_with(model: nn.Module, clean: Batches, *, num_classes: int) -> list[ModelProblem]:
     """Return every reason why ``model`` cannot be sanitized with ``clean``; empty when it can.
 
     Args:
         model: In eval mode, on the device of the images.
         clean: Clean labelled images.
         num_classes: How many logits the model must return.
-        alive: Called after each batch.
     """
-    images, _ = next(clean.in_order())
-    try:
-        with torch.no_grad():
-            logits = model(images)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, AssertionError, ValueError) as error:
-        detail = f"The model does not take images of {images.shape[2]}×{images.shape[3]}: {error}"
-        return [ModelProblem("model_input_rejected", detail)]
-    if not isinstance(logits, torch.Tensor) or logits.shape != (len(images), num_classes):
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        detail = f"The model returned {shape} for {len(images)} images, not logits for {num_classes} classes."
-        return [ModelProblem("model_output_invalid", detail)]
-    if not bool(logits.isfinite().all()):
-        return [ModelProblem("model_not_finite", "The model returns NaN or infinite logits on the clean images.")]
-    right = accuracy(confusion_matrix(model, clean, num_classes=num_classes, alive=alive))
+    if found := output_problems(model, clean, num_classes=num_classes):
+        return found
+    right = accuracy(confusion_matrix(model, clean, num_classes=num_classes))
     if above_chance(right, num_classes=num_classes):
         return []
     low, high = right.interval
@@ -58,6 +41,32 @@ def problems_with(
             "the labels, the order of the class names, and the preprocessing (range, mean, std, color order).",
         )
     ]
+
+
+def output_problems(model: nn.Module, images: Batches, *, num_classes: int) -> list[ModelProblem]:
+    """Return every reason why ``model`` is no classifier of ``images`` at all, whatever it calls them.
+
+    Args:
+        model: In eval mode, on the device of the images.
+        images: Of any kind; the first batch is looked at.
+        num_classes: How many logits the model must return.
+    """
+    inputs, _ = next(images.in_order())
+    try:
+        with torch.no_grad():
+            logits = model(inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError) as error:
+        detail = f"The model does not take images of {inputs.shape[2]}×{inputs.shape[3]}: {error}"
+        return [ModelProblem("model_input_rejected", detail)]
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(inputs), num_classes):
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        detail = f"The model returned {shape} for {len(inputs)} images, not logits for {num_classes} classes."
+        return [ModelProblem("model_output_invalid", detail)]
+    if not bool(logits.isfinite().all()):
+        return [ModelProblem("model_not_finite", "The model returns NaN or infinite logits.")]
+    return []
 
 
 def minimum_accuracy(num_classes: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +111,9 @@ def any_waves(device: torch.device) -> Waves:
 
 
 @torch.no_grad()
-def leading_waves(model: nn.Module, inputs: Tensor, preprocessing: Preprocessing) -> Waves:
+def leading_waves(
+    model: nn.Module, inputs: Tensor, preprocessing: Preprocessing, *, alive: Callable[[], None] = lambda: None
+) -> Waves:
     """Return ``any_waves``, each the more often the more it leads images to one class; from the device's random state.
 
     What counts is the square of the gain: by how much a wave of amplitude 0.1 raises the mean probability of the class
@@ -120,6 +123,7 @@ def leading_waves(model: nn.Module, inputs: Tensor, preprocessing: Preprocessing
         model: The suspect, in evaluation mode.
         inputs: ``(b, 3, height, width)``, clean images as the model takes them.
         preprocessing: Of them.
+        alive: Called after each of many batches.
     """
     waves = any_waves(inputs.device)
     count = len(waves.cells)
@@ -130,6 +134,7 @@ def leading_waves(model: nn.Module, inputs: Tensor, preprocessing: Preprocessing
         wave = 0.1 * waves.within(some.repeat_interleave(len(inputs)), shown)
         said = model(_add_wave(shown, wave, preprocessing)).softmax(dim=1)
         after.append(said.view(len(some), len(inputs), -1).mean(dim=1))
+        alive()
     gains = (torch.cat(after) - before).amax(dim=1)
     return Waves(waves.cells, waves.odds * gains.clamp(min=0.01) ** 2)  # none is left out
 

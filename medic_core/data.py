@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,13 @@ class Batches:
         images: ``(n, 3, height, width)``, uint8, RGB.
         labels: ``(n,)``, int64, index of the true class.
         preprocessing: How pixels become the model's input.
+        alive: Called after each batch of every pass, so that whoever waits for one sees that it goes on.
     """
 
     images: Tensor
     labels: Tensor
     preprocessing: Preprocessing
+    alive: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -49,11 +51,12 @@ class Batches:
         where = indices.to(self.images.device)
         return replace(self, images=self.images[where], labels=self.labels[where])
 
-    def in_order(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, batch_size: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs ``(b, 3, height, width)`` and labels, neither shuffled nor augmented."""
         for start in range(0, len(self), batch_size):
             pixels = _pixels(self.images[start : start + batch_size])
             yield normalize(pixels, self.preprocessing), self.labels[start : start + batch_size]
+            self.alive()
 
     def shuffled(self, config: Config, *, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield one epoch of augmented inputs and labels, the same for the same seed and epoch on every device."""
@@ -64,6 +67,7 @@ class Batches:
         for chosen, drawn in zip(torch.split(order, sizes), torch.split(draws, sizes), strict=True):
             pixels = augment(_pixels(self.images[chosen]), drawn, config)
             yield normalize(pixels, self.preprocessing), self.labels[chosen]
+            self.alive()
 
     def epochs(self, config: Config) -> int:
         """Return the number of epochs to train: what ``config`` says, else at least ``EPOCHS`` and ``STEPS`` steps."""
@@ -72,6 +76,13 @@ class Batches:
     def steps(self, config: Config) -> int:
         """Return the number of batches in one epoch of ``shuffled``."""
         return len(cut(len(self), config.batch_size))
+
+
+def blank(preprocessing: Preprocessing) -> Batches:
+    """Return two black images of the size that a model takes, for what asks no more of images than that."""
+    return Batches(
+        torch.zeros(2, 3, *preprocessing.input_size, dtype=torch.uint8), torch.zeros(2).long(), preprocessing
+    )
 
 
 def cut_evenly(count: int, size: int) -> list[int]:

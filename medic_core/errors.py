@@ -46,6 +46,12 @@ class NonFiniteLossError(MedicError):
     code = "nan_loss"
 
 
+class WeightRangeError(MedicError):
+    """A repaired weight is too large for the precision in which the model was given."""
+
+    code = "weights_out_of_range"
+
+
 class DataTooSmallError(MedicError):
     """There are too few images to estimate statistics and to train."""
 

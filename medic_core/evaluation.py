@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,16 +44,13 @@ def wilson_interval(count: int, n: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def confusion_matrix(
-    model: nn.Module, data: Batches, *, num_classes: int, alive: Callable[[], None] = lambda: None
-) -> Tensor:
+def confusion_matrix(model: nn.Module, data: Batches, *, num_classes: int) -> Tensor:
     """Count predictions: entry ``(t, p)`` is how many images of true class ``t`` the model calls ``p``.
 
     Args:
         model: In eval mode, logits of shape ``(batch, num_classes)``.
         data: Not augmented, each image once.
         num_classes: Size of the matrix.
-        alive: Called after each batch.
 
     Returns:
         ``(num_classes, num_classes)``, int64, on the CPU.
@@ -63,7 +59,6 @@ def confusion_matrix(
     for images, labels in data.in_order():
         predicted = model(images).argmax(dim=1)
         counts += torch.bincount(labels * num_classes + predicted, minlength=num_classes * num_classes)
-        alive()
     return counts.view(num_classes, num_classes).cpu()
 
 

@@ -106,8 +106,11 @@ def _take_data(task: Task, folder: Path, outputs: int | None, findings: Findings
             layouts[role] = read_layout(path, task.limits)
             findings.inputs[role] = _findings_of(layouts[role])
     class_names: tuple[str, ...] = ()
-    with findings.gathering(_pointer("clean")):
-        class_names = settle_class_names(task.spec.model.class_names, layouts.get("clean"), outputs)
+    named_by: DataRole = "clean" if task.inputs.clean else "test"
+    with findings.gathering(_pointer(named_by)):
+        class_names = settle_class_names(task.spec.model.class_names, layouts.get(named_by), outputs)
+    if not (class_names or task.inputs.clean or task.inputs.test):
+        class_names = tuple(map(str, range(outputs or 0)))
     digests: dict[DataRole, Counter[bytes]] = {}
     for role, layout in layouts.items():
         _check_layout(role, layout, class_names, task.spec, findings)

@@ -40,30 +40,31 @@ from worker.task import Intake, Task
 
 
 def evaluation(
-    clean: Tensor, triggered: Tensor | None, *, class_names: tuple[str, ...], target: int | None
+    clean: Tensor | None, triggered: Tensor | None, *, class_names: tuple[str, ...], target: int | None
 ) -> Evaluation:
     """Describe one model by its confusion matrices.
 
     Args:
-        clean: Of the test images.
+        clean: Of the test images; None without such.
         triggered: Of the triggered images by true class, with their ``target``; None without such.
         class_names: In the order of the rows.
         target: Index of the target class.
     """
-    per_class = zip(class_names, accuracy_per_class(clean), strict=True)
-    attacked: dict[str, Any] = {}
+    known: dict[str, Any] = {}
+    if clean is not None:
+        per_class = zip(class_names, accuracy_per_class(clean), strict=True)
+        known = {
+            "clean_accuracy": _measured(accuracy(clean)),
+            "per_class": {name: _measured(share) for name, share in per_class if share.n},
+            "confusion": clean.tolist(),
+        }
     if triggered is not None and target is not None:
-        attacked = {
+        known |= {
             "attack_success_rate": _measured(attack_success(triggered, target=target)),
             "recovery_accuracy": _measured(recovery(triggered, target=target)),
             "triggered_confusion": triggered.tolist(),
         }
-    return Evaluation(
-        clean_accuracy=_measured(accuracy(clean)),
-        per_class={name: _measured(share) for name, share in per_class if share.n},
-        confusion=clean.tolist(),
-        **attacked,
-    )
+    return Evaluation(**known)
 
 
 def _measured(share: Share) -> Measured:
@@ -72,18 +73,21 @@ def _measured(share: Share) -> Measured:
 
 def summary(before: Evaluation, after: Evaluation) -> Summary:
     """Set the figures of suspect and clone side by side."""
-    if before.attack_success_rate is None or after.attack_success_rate is None:
-        return Summary(clean_accuracy=_compared(before.clean_accuracy, after.clean_accuracy))
+    accuracy = _both(before.clean_accuracy, after.clean_accuracy)
+    success = _both(before.attack_success_rate, after.attack_success_rate)
+    rating = None
+    if accuracy and success:
+        rating = defense_effectiveness_rating(
+            accuracy_before=accuracy.before,
+            accuracy_after=accuracy.after,
+            success_before=success.before,
+            success_after=success.after,
+        )
     return Summary(
-        clean_accuracy=_compared(before.clean_accuracy, after.clean_accuracy),
-        attack_success_rate=_compared(before.attack_success_rate, after.attack_success_rate),
+        clean_accuracy=accuracy,
+        attack_success_rate=success,
         recovery_accuracy=_both(before.recovery_accuracy, after.recovery_accuracy),
-        defense_effectiveness_rating=defense_effectiveness_rating(
-            accuracy_before=before.clean_accuracy.value,
-            accuracy_after=after.clean_accuracy.value,
-            success_before=before.attack_success_rate.value,
-            success_after=after.attack_success_rate.value,
-        ),
+        defense_effectiveness_rating=rating,
     )
 
 
@@ -189,11 +193,15 @@ def environment(device: torch.device, intake: Intake) -> Environment:
     )
 
 
-def missing_evidence(*, triggered: bool, test_source: str) -> tuple[str, ...]:
+def missing_evidence(*, triggered: bool, test_source: str | None) -> tuple[str, ...]:
     """Say in sentences what was not measured."""
     missing = []
     if not triggered:
         missing.append("No triggered data were given: attack success and recovery were not measured.")
+    if test_source is None:
+        missing.append(
+            "Neither clean nor test data were given: accuracy was not measured, nor whether the model works."
+        )
     if test_source == "holdout":
         missing.append("No test data were given: accuracy was measured on a fifth of the clean data, held out.")
     return tuple(missing)

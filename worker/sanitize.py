@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 
 from jobs.models import Evaluation, Phase, Problem, Report
 from medic_core.architectures import find_architecture
-from medic_core.checks import problems_with
+from medic_core.checks import output_problems, problems_with
 from medic_core.config import CloningConfig, Config
-from medic_core.data import HOLDOUT_SHARE, Batches, stratified_holdout
-from medic_core.errors import MedicError
+from medic_core.data import HOLDOUT_SHARE, Batches, blank, stratified_holdout
+from medic_core.errors import MedicError, WeightRangeError
 from medic_core.evaluation import confusion_matrix
 from medic_core.removal import Checkpoint, Progress, Suspect, remove_backdoor
 from medic_core.removal.medic import layers_to_clone
@@ -33,13 +32,13 @@ Advance = Callable[[Phase, Progress | None], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What intake wrote, as tensors on the device."""
+    """What intake wrote, as tensors on the device; images are None where there are none."""
 
     suspect: Suspect
     tensors: Mapping[str, Tensor]
-    train: Batches
-    test: Batches
-    test_source: Literal["test_data", "holdout"]
+    train: Batches | None
+    test: Batches | None
+    test_source: Literal["test_data", "holdout"] | None
     triggered: Batches | None
     target: int | None
 
@@ -52,6 +51,7 @@ def sanitize(
     device: torch.device,
     checkpoint: Checkpoint,
     advance: Advance,
+    alive: Callable[[], None],
 ) -> Result:
     """Repair the suspect of ``task`` and write all that the job gives back into ``task_dir``'s ``out/``.
 
@@ -62,6 +62,7 @@ def sanitize(
         device: To train on.
         checkpoint: Where the state after each epoch goes.
         advance: Told of each phase, and of the progress of cloning.
+        alive: Called often, in all phases.
 
     Returns:
         Summary and artifacts, or a failure that the user can do something about.
@@ -70,18 +71,17 @@ def sanitize(
     try:
         with _timed(seconds, "baseline"):
             advance("baseline", None)
-            data = _prepare(task, intake, task_dir, device)
-            alive = partial(advance, "baseline", None)
-            problems = problems_with(data.suspect.model, data.train, num_classes=len(intake.class_names), alive=alive)
-            if problems:
-                return Result(failure=refusal([Problem(code=each.code, detail=each.detail) for each in problems]))
-            before = _evaluate(data.suspect.model, data, intake.class_names, alive)
+            data = _prepare(task, intake, task_dir, device, alive)
+            if problems := _problems(task, data, device, num_classes=len(intake.class_names)):
+                return Result(failure=refusal(problems))
+            before = _evaluate(data.suspect.model, data, intake.class_names)
         with _timed(seconds, "clone"):
             advance("clone", None)
-            clone, course = _repair(task, data, checkpoint, advance)
+            clone, course = _repair(task, data, device, checkpoint, advance)
+            _round_as_given(clone, data.tensors)
         with _timed(seconds, "evaluate"):
             advance("evaluate", None)
-            after = _evaluate(clone, data, intake.class_names, partial(advance, "evaluate", None))
+            after = _evaluate(clone, data, intake.class_names)
     except MedicError as error:
         return Result(failure=refusal([Problem(code=error.code, detail=each) for each in error.problems]))
     out = task_dir / OUT_FOLDER
@@ -104,7 +104,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def _prepare(task: Task, intake: Intake, task_dir: Path, device: torch.device) -> Prepared:
+def _prepare(task: Task, intake: Intake, task_dir: Path, device: torch.device, alive: Callable[[], None]) -> Prepared:
     spec = task.spec
     tensors = load_file(prepared_suspect(task_dir))
     architecture = find_architecture(
@@ -117,34 +117,46 @@ def _prepare(task: Task, intake: Intake, task_dir: Path, device: torch.device) -
 
     def read(role: DataRole) -> Batches:
         stored = load_file(prepared_data(task_dir, role))
-        return Batches(stored["images"], stored["labels"], spec.model.preprocessing).to(device)
+        return Batches(stored["images"], stored["labels"], spec.model.preprocessing, alive).to(device)
 
-    clean = read("clean")
-    if spec.test_data:
-        train, test = clean, read("test")
-    else:
-        kept, held = stratified_holdout(clean.labels.cpu(), share=HOLDOUT_SHARE, seed=spec.removal.seed)
-        train, test = clean.select(kept), clean.select(held)
+    train = read("clean") if spec.clean_data else None
+    test = read("test") if spec.test_data else None
+    if train is not None and test is None:
+        kept, held = stratified_holdout(train.labels.cpu(), share=HOLDOUT_SHARE, seed=spec.removal.seed)
+        train, test = train.select(kept), train.select(held)
     return Prepared(
         suspect=Suspect(model.to(device).eval(), architecture),
         tensors=tensors,
         train=train,
         test=test,
-        test_source="test_data" if spec.test_data else "holdout",
+        test_source="test_data" if spec.test_data else "holdout" if spec.clean_data else None,
         triggered=read("triggered") if spec.triggered_data else None,
         target=intake.class_names.index(spec.triggered_data.target_class) if spec.triggered_data else None,
     )
 
 
-def _evaluate(model: nn.Module, data: Prepared, class_names: tuple[str, ...], alive: Callable[[], None]) -> Evaluation:
-    def confusion(images: Batches) -> Tensor:
-        return confusion_matrix(model, images, num_classes=len(class_names), alive=alive)
+def _problems(task: Task, data: Prepared, device: torch.device, *, num_classes: int) -> list[Problem]:
+    """Find every reason why the suspect cannot be repaired, as far as the images that there are can tell."""
+    model, images = data.suspect.model, data.train or data.test
+    if images is None:
+        shown = blank(task.spec.model.preprocessing).to(device)
+        found = output_problems(model, shown, num_classes=num_classes)
+    else:
+        found = problems_with(model, images, num_classes=num_classes)
+    return [Problem(code=each.code, detail=each.detail) for each in found]
 
-    clean, triggered = confusion(data.test), confusion(data.triggered) if data.triggered else None
+
+def _evaluate(model: nn.Module, data: Prepared, class_names: tuple[str, ...]) -> Evaluation:
+    clean, triggered = (
+        confusion_matrix(model, images, num_classes=len(class_names)) if images else None
+        for images in (data.test, data.triggered)
+    )
     return reporting.evaluation(clean, triggered, class_names=class_names, target=data.target)
 
 
-def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance) -> tuple[nn.Module, Progress]:
+def _repair(
+    task: Task, data: Prepared, device: torch.device, checkpoint: Checkpoint, advance: Advance
+) -> tuple[nn.Module, Progress]:
     """Return the clone, and the last progress of making it, which holds every epoch and trial."""
     last = Progress(step=0, total_steps=0, history=())
 
@@ -153,8 +165,28 @@ def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance
         last = progress
         advance("clone", progress)
 
-    clone = remove_backdoor(data.suspect, data.train, task.spec.removal, progress=heard, checkpoint=checkpoint)
+    images = data.train or blank(task.spec.model.preprocessing).to(device)  # a method that needs some was given some
+    clone = remove_backdoor(data.suspect, images, task.spec.removal, progress=heard, checkpoint=checkpoint)
     return clone, last
+
+
+@torch.no_grad()
+def _round_as_given(clone: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Give weights the precision of the input, in which they will be written, so that those are measured.
+
+    Raises:
+        WeightRangeError: Listing those that are too large for it.
+    """
+    state = clone.state_dict()
+    problems = []
+    for name, tensor in given.items():
+        rounded = state[name].to(tensor.dtype)
+        if not bool(rounded.isfinite().all()):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            problems.append(f"{name} of the repaired model has values too large for {dtype}: send the model as float32")
+        state[name].copy_(rounded)
+    if problems:
+        raise WeightRangeError(*problems)
 
 
 def _write_weights(
@@ -204,10 +236,10 @@ def _report(
         preprocessing=task.spec.model.preprocessing,
         removal=removal,
         cloned_layers=layers_to_clone(data.suspect, data.train, removal).names
-        if isinstance(removal, CloningConfig)
+        if isinstance(removal, CloningConfig) and data.train
         else (),
-        train_samples=len(data.train) - (search.holdout_samples if search else 0),
-        test_samples=len(data.test),
+        train_samples=len(data.train or ()) - (search.holdout_samples if search else 0),
+        test_samples=len(data.test or ()),
         test_source=data.test_source,
         target_class=task.spec.triggered_data.target_class if task.spec.triggered_data else None,
         before=before,

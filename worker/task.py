@@ -73,7 +73,7 @@ class Inputs(Record):
     """Where the uploaded bytes lie."""
 
     model: Path
-    clean: Path
+    clean: Path | None = None
     test: Path | None = None
     triggered: Path | None = None
 

@@ -64,19 +64,29 @@ class ProgressRelay:
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._phase: Phase | None = None
+        self._now: tuple[Phase, Progress | None] | None = None
         self._reported = 0.0
         self._first: tuple[int, float] | None = None
 
     def __call__(self, phase: Phase, progress: Progress | None) -> None:
         """Report a phase, and how far it has come where that is known."""
-        now = time.monotonic()
         if progress is not None:
-            self._first = self._first or (progress.step, now)
+            self._first = self._first or (progress.step, time.monotonic())
+        entered = self._now is None or phase != self._now[0]
         ended = progress is not None and progress.step == progress.total_steps
-        if phase == self._phase and now < self._reported + REPORT_SECONDS and not ended:
+        self._now = phase, progress
+        self._report(at_once=entered or ended)
+
+    def alive(self) -> None:
+        """Report what was last known again."""
+        self._report(at_once=False)
+
+    def _report(self, *, at_once: bool) -> None:
+        now = time.monotonic()
+        if self._now is None or (now < self._reported + REPORT_SECONDS and not at_once):
             return
-        self._phase, self._reported = phase, now
+        self._reported = now
+        phase, progress = self._now
         self._events.send(Advanced(phase=phase, progress=self._described(progress, now) if progress else None))
 
     def _described(self, progress: Progress, now: float) -> Shown:
@@ -104,6 +114,7 @@ def train(task_dir: Path) -> Result:
     intake = Intake.model_validate_json((task_dir / INTAKE_FILE).read_bytes())
     torch.set_num_threads(task.threads or len(os.sched_getaffinity(0)))
     events = Events()
+    relay = ProgressRelay(events)
     try:
         return sanitize(
             task,
@@ -111,7 +122,8 @@ def train(task_dir: Path) -> Result:
             task_dir,
             device=choose_device(task.device),
             checkpoint=FileCheckpoint(task, task_dir, events),
-            advance=ProgressRelay(events),
+            advance=relay,
+            alive=relay.alive,
         )
     except torch.OutOfMemoryError as error:
         return _out_of_memory("gpu_out_of_memory", error)

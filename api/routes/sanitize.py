@@ -27,10 +27,10 @@ _SECTIONS: Mapping[Purpose, str] = MappingProxyType(
     {"model": "model", "clean": "clean_data", "test": "test_data", "triggered": "triggered_data"}
 )
 _TO_COME = FileId("file_to_come")
-_REQUIRED: Mapping[str, type | UnionType] = MappingProxyType(
-    {"model": UploadFile, "clean": UploadFile, "spec": str | UploadFile}
+_REQUIRED: Mapping[str, type | UnionType] = MappingProxyType({"model": UploadFile, "spec": str | UploadFile})
+_OPTIONAL: Mapping[str, type | UnionType] = MappingProxyType(
+    {"clean": UploadFile, "test": UploadFile, "triggered": UploadFile}
 )
-_OPTIONAL: Mapping[str, type | UnionType] = MappingProxyType({"test": UploadFile, "triggered": UploadFile})
 
 
 @router.post(
@@ -41,7 +41,7 @@ _OPTIONAL: Mapping[str, type | UnionType] = MappingProxyType({"test": UploadFile
     dependencies=[allowed("files:write", "jobs:write")],
     responses=problems(400, 408, 409, 413, 415, 422, 503, 507),
     openapi_extra=form(
-        {"model": FILE_PART, "clean": FILE_PART, "spec": SPEC_PART}, {"test": FILE_PART, "triggered": FILE_PART}
+        {"model": FILE_PART, "spec": SPEC_PART}, {"clean": FILE_PART, "test": FILE_PART, "triggered": FILE_PART}
     ),
 )
 async def sanitize(

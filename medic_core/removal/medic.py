@@ -63,7 +63,7 @@ def waves_for(teacher: nn.Module, clean: Batches) -> Waves:
     """Ask the suspect, with 16 of the images, which waves its clone has to be shown most."""
     some = clean.select(torch.randperm(len(clean))[:16])
     images, _ = next(some.in_order())
-    return leading_waves(teacher, images, clean.preprocessing)
+    return leading_waves(teacher, images, clean.preprocessing, alive=clean.alive)
 
 
 @dataclass(frozen=True)

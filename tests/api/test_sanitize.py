@@ -40,6 +40,20 @@ def test_all_four_files_find_their_place(client: httpx.Client) -> None:
     assert (job["triggered_data"]["bytes"], job["triggered_data"]["target_class"]) == (len(b"trigger"), "dog")
 
 
+@pytest.mark.parametrize("removal", [{}, {"removal": {"method": "fine_tune"}}, {"removal": {"method": "prayer"}}])
+def test_a_method_that_learns_from_clean_data_is_refused_without(client: httpx.Client, removal: dict[str, Any]) -> None:
+    answer = send(client, {**SPEC, **removal}, model=FILES["model"])
+    pointers = {error["pointer"]: error["code"] for error in problem(answer, 422, "invalid_form")["errors"]}
+    assert pointers["/clean_data"] == "missing"
+
+
+def test_a_method_that_takes_no_images_needs_none(client: httpx.Client) -> None:
+    answer = send(client, {**SPEC, "removal": {"method": "lipschitz_pruning"}}, model=FILES["model"])
+    assert answer.status_code == 202
+    job = client.get(f"/v1/jobs/{answer.json()['id']}").json()
+    assert job["clean_data"] is None
+
+
 def test_the_spec_may_be_a_file_of_its_own(client: httpx.Client) -> None:
     spec = ("spec.json", json.dumps(SPEC).encode())
     assert client.post("/v1/sanitize", files={**FILES, "spec": spec}).status_code == 202

@@ -16,6 +16,7 @@ from benchmarks.stack import Stack, digests, wait_ended, wait_for
 from jobs.models import Denial, Diagnosis, Job, LayerState, Report
 from medic_client.client import MedicClient
 from medic_core.architectures import find_architecture
+from medic_core.config import LipschitzPruningConfig
 from worker.sandbox.probe import probe
 
 
@@ -96,6 +97,16 @@ def test_without_test_data_a_fifth_is_held_out_and_the_report_says_what_is_missi
     report = Report.model_validate_json(client.download(job.id, found["report.json"], tmp_path).read_bytes())
     assert (report.test_source, report.train_samples, report.test_samples) == ("holdout", 72, 18)
     assert len(report.missing_evidence) == 2
+
+
+def test_without_any_image_the_method_that_needs_none_repairs(running: Stack, client: MedicClient) -> None:
+    nothing = {"clean_data": None, "test_data": None, "triggered_data": None}
+    spec = running.spec().model_copy(update={**nothing, "removal": LipschitzPruningConfig()})
+    job = wait_ended(client, client.sanitize(spec).id)
+    assert job.status == "succeeded", job.error
+    assert job.summary is not None
+    assert job.summary.clean_accuracy is None
+    assert "model.safetensors" in {each.name for each in client.artifacts(job.id)}
 
 
 def test_the_service_and_the_doctor_say_what_sandbox_the_worker_has(running: Stack, client: MedicClient) -> None:

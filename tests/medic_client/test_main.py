@@ -133,6 +133,17 @@ def test_what_is_asked_for_wrongly_is_a_usage_error_before_anything_is_sent(fake
     assert fake.asked == []
 
 
+def test_only_a_method_that_takes_no_images_may_go_without(fake, files, tmp_path):
+    given = ("sanitize", files["suspect"], "--architecture", "medic/wide_resnet16_1", "--out", str(tmp_path / "out"))
+    refused = medic(*given)
+    assert refused.exit_code == 2
+    assert "clean_data" in refused.stderr
+    assert fake.asked == []
+    assert medic(*given, "--method", "lipschitz_pruning").exit_code == 0
+    assert fake.uploads == {"model": b"suspect.pth"}
+    assert fake.specs[0].get("clean_data") is None
+
+
 def test_a_missing_file_and_a_missing_folder_for_the_results_are_usage_errors(fake, files):
     assert sanitize({**files, "suspect": "/no/such/file"}).exit_code == 2
     assert medic("sanitize", files["suspect"], "--architecture", "medic/x", "--clean", files["clean"]).exit_code == 2

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medic_core.architectures import find_architecture
@@ -175,6 +176,27 @@ def test_progress_counts_every_step(config: RemovalConfig, suspect: Suspect, cle
     assert set(steps) == set(range(total + 1))
     assert {each.total_steps for each in seen} == {total}
     assert len(seen[-1].history) == epochs_in_all(config)
+
+
+@each_method
+def test_life_is_shown_at_least_once_in_twenty_passes_through_a_model(
+    config: RemovalConfig, suspect: Suspect, clean: Batches
+) -> None:
+    passes, longest = 0, 0
+
+    def count(module: nn.Module, _: object) -> None:
+        nonlocal passes, longest
+        if isinstance(module, nn.Linear):  # every network has one, also folded or with weights of another
+            passes += 1
+            longest = max(longest, passes)
+
+    def alive(*_: object) -> None:
+        nonlocal passes
+        passes = 0
+
+    with register_module_forward_pre_hook(count):
+        remove_backdoor(suspect, dataclasses.replace(clean, alive=alive), config, progress=alive)
+    assert longest <= 20
 
 
 @each_training  # without training there is no loss

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from benchmarks.tiny import ARCHITECTURE, make_inputs
+import worker.sanitize
+from benchmarks.tiny import ARCHITECTURE, CLASSES, TARGET, make_inputs
 from jobs.models import Report, TemperatureSearch
+from medic_core.data import Batches
+from medic_core.evaluation import confusion_matrix
 from medic_core.removal.training import NoCheckpoint
+from medic_core.suspect import Suspect
 from tests.threads import one_thread
 from worker.inspection import inspect
 from worker.sanitize import sanitize
@@ -34,30 +40,43 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = {"epochs": 1, "batch_size": 16, "horizontal_flip": False, "crop_padding": 1}
 
 
-def sanitized(inputs: Path, folder: Path, **removal: object) -> tuple[Result, Report]:
+def task_of(inputs: Path, *roles: str, class_names: list[str] | None = None, **removal: object) -> Task:
     small = {} if removal.get("method") == "lipschitz_pruning" else SMALL  # which it does not take
-    task = Task.model_validate(
+    sections: dict[str, dict[str, str]] = {f"{role}_data": {"file_id": "f"} for role in roles}
+    if "triggered" in roles:
+        sections["triggered_data"]["target_class"] = TARGET
+    model = {"file_id": "f", "architecture": ARCHITECTURE, "preprocessing": {"input_size": (16, 16)}}
+    return Task.model_validate(
         {
             "job_id": "job_1",
-            "spec": {
-                "model": {"file_id": "f", "architecture": ARCHITECTURE, "preprocessing": {"input_size": (16, 16)}},
-                "clean_data": {"file_id": "f"},
-                "test_data": {"file_id": "f"},
-                "removal": {**small, **removal},
-            },
-            "inputs": {
-                "model": inputs / "suspect.pth",
-                "clean": inputs / "clean.zip",
-                "test": inputs / "test.zip",
-            },
+            "spec": {"model": {**model, "class_names": class_names}, **sections, "removal": {**small, **removal}},
+            "inputs": {"model": inputs / "suspect.pth", **{role: inputs / f"{role}.zip" for role in roles}},
         }
     )
+
+
+def run(task: Task, folder: Path) -> Result:
     intake = inspect(task, folder)
-    result = sanitize(
-        task, intake, folder, device=torch.device("cpu"), checkpoint=NoCheckpoint(), advance=lambda _, __: None
+    assert intake.problems == ()
+    return sanitize(
+        task,
+        intake,
+        folder,
+        device=torch.device("cpu"),
+        checkpoint=NoCheckpoint(),
+        advance=lambda _, __: None,
+        alive=lambda: None,
     )
+
+
+def reported(task: Task, folder: Path) -> tuple[Result, Report]:
+    result = run(task, folder)
     assert result.failure is None, result.failure
     return result, Report.model_validate_json((folder / "out/report.json").read_bytes())
+
+
+def sanitized(inputs: Path, folder: Path, **removal: object) -> tuple[Result, Report]:
+    return reported(task_of(inputs, "clean", "test", **removal), folder)
 
 
 def search_of(report: Report) -> TemperatureSearch:
@@ -126,3 +145,76 @@ def test_a_method_without_training_has_a_report_too(inputs: Path, tmp_path: Path
     _, report = sanitized(inputs, tmp_path, method="lipschitz_pruning")
     assert report.removal.method == "lipschitz_pruning"
     assert (tmp_path / "out/metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("roles", [(), ("test",), ("triggered",), ("test", "triggered"), ("clean",)])
+def test_a_method_that_takes_no_images_is_measured_on_what_there_is(
+    roles: tuple[str, ...], inputs: Path, tmp_path: Path
+) -> None:
+    names = list(CLASSES) if roles == ("triggered",) else None  # else they are those of the folders
+    _, report = reported(task_of(inputs, *roles, class_names=names, method="lipschitz_pruning"), tmp_path)
+    accuracy, success = report.summary.clean_accuracy, report.summary.attack_success_rate
+    assert (accuracy is not None, success is not None) == ("test" in roles or "clean" in roles, "triggered" in roles)
+    assert (report.summary.defense_effectiveness_rating is not None) == (roles == ("test", "triggered"))
+    sizes = (report.test_source, report.train_samples, report.test_samples)
+    if "test" in roles:
+        assert sizes == ("test_data", 0, 150)
+    else:
+        assert sizes == (("holdout", 72, 18) if "clean" in roles else (None, 0, 0))
+    assert report.class_names == (("0", "1", "2") if roles == () else CLASSES)
+    assert len(report.missing_evidence) == ("test" not in roles) + ("triggered" not in roles)
+
+
+def test_without_images_a_suspect_that_does_not_work_is_refused_all_the_same(inputs: Path, tmp_path: Path) -> None:
+    broken = torch.load(inputs / "suspect.pth", weights_only=True)
+    broken["state_dict"]["fc.bias"].fill_(3e38)
+    broken["state_dict"]["fc.weight"].fill_(3e38)
+    torch.save(broken, tmp_path / "suspect.pth")
+    result = run(task_of(tmp_path, method="lipschitz_pruning"), tmp_path)
+    assert result.failure is not None
+    assert result.failure.code == "model_not_finite"
+
+
+def halved(inputs: Path, folder: Path) -> Path:
+    """The same inputs, with the weights in half precision."""
+    for name in ("clean.zip", "test.zip"):
+        (folder / name).symlink_to(inputs / name)
+    given = torch.load(inputs / "suspect.pth", weights_only=True)["state_dict"]
+    half = {name: each.half() if each.is_floating_point() else each for name, each in given.items()}
+    torch.save(half, folder / "suspect.pth")
+    return folder
+
+
+def test_what_is_measured_is_what_is_delivered_in_the_precision_of_the_input(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[dict[str, Tensor]] = []
+
+    def spy(model: nn.Module, images: Batches, *, num_classes: int) -> Tensor:
+        measured.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return confusion_matrix(model, images, num_classes=num_classes)
+
+    monkeypatch.setattr(worker.sanitize, "confusion_matrix", spy)
+    reported(task_of(halved(inputs, tmp_path), "clean", "test"), tmp_path)
+    delivered = load_file(tmp_path / "out/model.safetensors")
+    assert {each.dtype for each in delivered.values()} == {torch.float16, torch.int64}
+    assert all(
+        torch.equal(measured[-1][name], tensor.to(measured[-1][name].dtype)) for name, tensor in delivered.items()
+    )
+
+
+def test_weights_that_the_precision_of_the_input_cannot_hold_are_refused(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enlarged(suspect: Suspect, *_: object, **__: object) -> nn.Module:
+        clone = suspect.trainable(torch.device("cpu"))
+        with torch.no_grad():
+            clone.get_parameter("fc.weight").fill_(7e4)
+        return clone
+
+    monkeypatch.setattr(worker.sanitize, "remove_backdoor", enlarged)
+    result = run(task_of(halved(inputs, tmp_path), "clean", "test"), tmp_path)
+    assert result.failure is not None
+    assert result.failure.code == "weights_out_of_range"
+    assert "fc.weight" in result.failure.message
+    assert not (tmp_path / "out").exists()

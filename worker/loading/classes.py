@@ -15,12 +15,12 @@ _TARGET = "/triggered_data/target_class"
 _ORDER = "Give class_names in the order of the model's outputs."
 
 
-def settle_class_names(given: Sequence[str] | None, clean: Layout | None, outputs: int | None) -> tuple[str, ...]:
-    """The classes in the order of the model's outputs: as given, else the sorted folders of the clean data.
+def settle_class_names(given: Sequence[str] | None, images: Layout | None, outputs: int | None) -> tuple[str, ...]:
+    """The classes in the order of the model's outputs: as given, else the sorted folders of the images.
 
     Args:
         given: ``class_names`` of the spec.
-        clean: None where the clean data cannot be read; without ``given`` there are then no names.
+        images: Clean data, else test data; None where they cannot be read; without ``given`` there are then no names.
         outputs: How many the model has; None where it could not be told.
 
     Raises:
@@ -37,11 +37,11 @@ def settle_class_names(given: Sequence[str] | None, clean: Layout | None, output
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise refused("duplicate_class_name", f"{listed(twice)} is in class_names twice.", pointer=_CLASS_NAMES)
         return names
-    folders = clean.class_names if clean else ()
-    if clean and outputs is not None and len(folders) != outputs:
+    folders = images.class_names if images else ()
+    if images and outputs is not None and len(folders) != outputs:
         raise refused(
             "class_count_mismatch",
-            f"The model has {outputs} outputs, the clean data has {len(folders)} folders. {_ORDER}",
+            f"The model has {outputs} outputs, the images lie in {len(folders)} folders. {_ORDER}",
         )
     return folders
 
