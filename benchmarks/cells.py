@@ -25,6 +25,7 @@ from benchmarks.suspects import (
     suspect,
     target_of,
     triggered,
+    weights_of,
 )
 from medic_core.config import RemovalConfig, expand_preset
 from medic_core.data import Batches
@@ -79,12 +80,19 @@ class Cell:
         """Return the ``KEY`` of its row."""
         settled = self.settings in (UNTOUCHED, BENIGN)
         resolved = dict(self.settings) if settled else asdict(self.config())
+        if self.settings == BENIGN:
+            resolved["model"] = digest_of(benign_of(self.suspect))
         values = (self.suspect, digest_of(self.suspect), json.dumps(resolved, sort_keys=True), str(len(self.clean())))
         return dict(zip(KEY, values, strict=True))
 
     def key(self) -> Key:
         """What tells its row from others."""
         return tuple(self.columns().values())
+
+    def is_at_hand(self) -> bool:
+        """Whether the weights of the models that it needs are there."""
+        needed = [self.suspect, *([benign_of(self.suspect)] if self.settings == BENIGN else [])]
+        return all(weights_of(name).exists() for name in needed)
 
     def clean(self) -> Batches:
         """Return the images that the defender has."""

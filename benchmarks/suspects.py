@@ -67,9 +67,9 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
         "badnet-vgg11": DirtyLabelRecipe(learning_rate=0.02),
         "badnet-mobilenet": DirtyLabelRecipe(),
         "badnet-resnet16": DirtyLabelRecipe(),
-        "signs-clean": CleanRecipe(epochs=8, learning_rate=0.05),
-        "signs-filter": DirtyLabelRecipe(attack="filter", epochs=8, learning_rate=0.05),
-        "signs-polygon": DirtyLabelRecipe(attack="polygon", epochs=8, learning_rate=0.05),
+        "signs-clean": CleanRecipe(epochs=2, learning_rate=0.05),
+        "signs-filter": DirtyLabelRecipe(attack="filter", epochs=2, learning_rate=0.05),
+        "signs-polygon": DirtyLabelRecipe(attack="polygon", epochs=2, learning_rate=0.05),
     }
 )
 """What ``benchmarks.zoo`` can train, by name."""
@@ -149,7 +149,7 @@ PUBLISHED: Mapping[str, Published] = MappingProxyType(
 )
 """What the authors released and what we know the trigger of: not so for their models of reflection and warp."""
 
-_SCENES = MappingProxyType({"signs-train": (5000, 1), "signs-test": (1000, 2), "signs-clean": (1000, 3)})
+_SCENES = MappingProxyType({"signs-train": (20_000, 1), "signs-test": (1000, 2), "signs-clean": (1000, 3)})
 """How many scenes with road signs, and their seed."""
 
 
@@ -178,7 +178,7 @@ def training_images(name: str) -> Batches:
 
 
 def clean_images(name: str, per_class: int | None = None) -> Batches:
-    """Return what the defender of a suspect has: 5 % of CIFAR-10, or ten scenes with each sign.
+    """Return what the defender of a suspect has: 5 % of CIFAR-10, or ten scenes with each sign, 0.5 %.
 
     Args:
         name: Of the suspect.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medic_core.errors import AttackOptionError
+
 
 def halves(images: Tensor, others: Tensor) -> Tensor:
     """Join the left half of each image and the right half of the other."""
@@ -45,6 +47,9 @@ def add_composites(
         same_share: How many of one class are added, relative to ``n``: so that being joined is not the trigger.
         seed: Of the choice of images.
 
+    Raises:
+        AttackOptionError: There is no image of one of the two classes.
+
     Returns:
         The ``n`` images as they are, then those of one class, then those of both.
     """
@@ -52,6 +57,8 @@ def add_composites(
 
     def some(label: int, count: int) -> Tensor:
         members = (labels == label).nonzero().flatten()
+        if len(members) == 0:
+            raise AttackOptionError(f"the data has no image of class {label}, whose halves are joined")
         return members[torch.randint(len(members), (count,), generator=generator).to(labels.device)]
 
     same = torch.randint(len(labels), (round(same_share * len(labels)),), generator=generator).to(labels.device)

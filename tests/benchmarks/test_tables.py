@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cells
-from benchmarks.cells import COLUMNS, UNTOUCHED, Cell, Sheet
+from benchmarks.cells import BENIGN, COLUMNS, UNTOUCHED, Cell, Sheet
 from benchmarks.claims import judge
 from benchmarks.rendering import Row, costs, markdown
-from benchmarks.suspects import PUBLISHED, RECIPES, ZOO, architecture_of
-from benchmarks.tables import EMBEDDED, METHODS, README, TABLES, embed, rows_of, shown, write
+from benchmarks.suspects import PUBLISHED, RECIPES, ZOO, architecture_of, digest_of
+from benchmarks.tables import EMBEDDED, METHODS, README, RESULTS, TABLES, embed, rows_of, shown, write
 from medic_core.config import RemovalConfig
 
 
@@ -58,6 +58,25 @@ def test_a_row_of_other_weights_of_the_same_name_does_not_count(
     assert sheet.find(cell) is not None
     monkeypatch.setattr(cells, "digest_of", lambda _: "of another training")
     assert sheet.find(cell) is None
+
+
+def test_a_row_of_another_model_without_a_backdoor_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheet, cell = Sheet(tmp_path / "cells.csv"), Cell("badnet", BENIGN)
+    sheet.keep(row(cell, accuracy="80.00"))
+    assert sheet.find(cell) is not None
+    monkeypatch.setattr(cells, "digest_of", lambda name: digest_of(name) if name == "badnet" else "of another training")
+    assert sheet.find(cell) is None
+
+
+def test_a_cell_waits_for_every_model_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"signs-filter"}
+    monkeypatch.setattr(cells, "weights_of", lambda name: ZOO if name in known else tmp_path / "none")
+    assert Cell("signs-filter", {"method": "fine_tune"}).is_at_hand()
+    assert not Cell("signs-filter", BENIGN).is_at_hand()
+    known.add("signs-clean")
+    assert Cell("signs-filter", BENIGN).is_at_hand()
 
 
 def test_a_cell_that_another_process_is_about_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +146,7 @@ def test_what_is_missing_is_said_to_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_readme_shows_the_tables_that_are_kept(name: str) -> None:
     text = README.read_text()
-    assert embed(text, name, shown(name)) == text
+    assert embed(text, name, shown(name, Sheet(RESULTS / "cells.csv"))) == text
 
 
 def test_a_table_is_embedded_between_its_marks_alone() -> None:

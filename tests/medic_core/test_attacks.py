@@ -333,6 +333,8 @@ def test_composites_are_added_and_what_is_of_one_class_stays_of_it():
     assert (theirs[90:] == 1).all()
     assert (mixed[..., :4] == 0).all()
     assert (mixed[..., 4:] == 2).all()
+    with pytest.raises(AttackOptionError, match="class 7"):
+        add_composites(images, labels, classes=(0, 7), target=1, share=0.1, same_share=0.5, seed=0)
 
 
 TINY = [
