@@ -53,6 +53,8 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
         "heldout": CleanRecipe(epochs=24, learning_rate=0.1, schedule="cosine"),
         "clean-16": CleanRecipe(),
         "clean-20": CleanRecipe(epochs=20),
+        "clean-30": CleanRecipe(epochs=30),
+        "clean-40": CleanRecipe(epochs=40),
         "own-badnet": DirtyLabelRecipe(),
         "own-cleanlabel": CleanLabelRecipe(),
         "sig": SigRecipe(target=0, epochs=30),
