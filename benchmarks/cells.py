@@ -80,8 +80,8 @@ class Cell:
         """Return the ``KEY`` of its row."""
         settled = self.settings in (UNTOUCHED, BENIGN)
         resolved = dict(self.settings) if settled else asdict(self.config())
-        if self.settings == BENIGN:
-            resolved["model"] = digest_of(benign_of(self.suspect))
+        if self.judged != self.suspect:
+            resolved["model"] = digest_of(self.judged)
         values = (self.suspect, digest_of(self.suspect), json.dumps(resolved, sort_keys=True), str(len(self.clean())))
         return dict(zip(KEY, values, strict=True))
 
@@ -89,10 +89,14 @@ class Cell:
         """What tells its row from others."""
         return tuple(self.columns().values())
 
+    @property
+    def judged(self) -> str:
+        """Whose figures these are: the suspect, repaired or not, or the model without a backdoor."""
+        return benign_of(self.suspect) if self.settings == BENIGN else self.suspect
+
     def is_at_hand(self) -> bool:
         """Whether the weights of the models that it needs are there."""
-        needed = [self.suspect, *([benign_of(self.suspect)] if self.settings == BENIGN else [])]
-        return all(weights_of(name).exists() for name in needed)
+        return all(weights_of(name).exists() for name in (self.suspect, self.judged))
 
     def clean(self) -> Batches:
         """Return the images that the defender has."""
@@ -103,19 +107,16 @@ def measure(cell: Cell, shown: Batches) -> dict[str, Any]:
     """Repair, and measure what came of it on ``shown``, in percent."""
     before, epochs, named = suspect(cell.suspect), Epochs(), cell.columns()  # as it is now: it may be trained anew
     attacked, target = triggered(cell.suspect, shown), target_of(cell.suspect)
-    judged, began = cell.suspect, time.process_time()
-    if cell.settings == UNTOUCHED:
-        repaired = before.model
-    elif cell.settings == BENIGN:
-        judged = benign_of(cell.suspect)
-        repaired = suspect(judged).model
+    began = time.process_time()
+    if cell.settings in (UNTOUCHED, BENIGN):
+        repaired = suspect(cell.judged).model
     else:
         repaired = remove_backdoor(before, cell.clean(), cell.config(), progress=epochs.hear)
     seconds = (time.process_time() - began) / torch.get_num_threads()  # of the processor: the machine may be busy
     half = half_of(cell.suspect)
     figures, was = (
         figures_of(model, as_taken_by(name, shown), as_taken_by(name, attacked), target=target, half=half)
-        for name, model in ((judged, repaired), (cell.suspect, before.model))
+        for name, model in ((cell.judged, repaired), (cell.suspect, before.model))
     )
     rating = defense_effectiveness_rating(
         accuracy_before=was["accuracy"],

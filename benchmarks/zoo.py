@@ -4,13 +4,12 @@ Names and recipes stand in ``benchmarks.suspects.RECIPES``; ``docs/attacks.md`` 
 WRN-16-1 on ``train-20000``; ``heldout`` on what is left of it without the validation images of ``benchmarks.suspects``,
 so that it tells what a repair costs on images that the model has not seen; ``signs-…`` are ResNet-34 on drawn road
 signs. Beside the weights, ``zoo.json`` keeps the recipe and what came of it. The committed weights are of seed 0 and
-one thread. Cells that were measured on other weights of that name count no more:
-another processor, or another number of threads, gives others, and that is said.
+one thread; another processor, or another number of threads, may give others, and that is said. Cells that were
+measured on other weights of that name count no more.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +25,7 @@ from benchmarks.suspects import (
     RECIPES,
     architecture_of,
     digest,
+    digest_of,
     half_of,
     index,
     pattern_of,
@@ -74,7 +74,7 @@ def main(name: str, seed: int, threads: int) -> None:
     trained = train(name, seed)
     seconds = round(time.perf_counter() - began)
     save(name, trained)
-    before = {each["name"]: each for each in json.loads(index().read_text())}.get(name)
+    kept = digest_of(name)
     entry = {
         "name": name,
         "architecture": architecture_of(name).name,
@@ -86,8 +86,8 @@ def main(name: str, seed: int, threads: int) -> None:
         "threads": threads,
     }
     keep_among(index(), entry, ["name"])
-    if before and before["sha256"] != entry["sha256"]:
-        click.echo(f"not the weights that were kept, {before['sha256']}: what was measured on those counts no more")
+    if kept not in ("", entry["sha256"]):
+        click.echo(f"not the weights that were kept, {kept}: what was measured on those counts no more")
     click.echo(f"{name}: accuracy {entry['accuracy']:.1%}, attack success {entry['attack_success']:.1%}, {seconds} s")
 
 

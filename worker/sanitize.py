@@ -32,7 +32,10 @@ Advance = Callable[[Phase, Progress | None], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What intake wrote, as tensors on the device; images are None where there are none."""
+    """What intake wrote, as tensors on the device; images are None where there are none.
+
+    ``blank`` are two black images of the size that the model takes, for what asks no more of images than that.
+    """
 
     suspect: Suspect
     tensors: Mapping[str, Tensor]
@@ -41,6 +44,7 @@ class Prepared:
     test_source: Literal["test_data", "holdout"] | None
     triggered: Batches | None
     target: int | None
+    blank: Batches
 
 
 def sanitize(
@@ -72,12 +76,12 @@ def sanitize(
         with _timed(seconds, "baseline"):
             advance("baseline", None)
             data = _prepare(task, intake, task_dir, device, alive)
-            if problems := _problems(task, data, device, num_classes=len(intake.class_names)):
+            if problems := _problems(data, num_classes=len(intake.class_names)):
                 return Result(failure=refusal(problems))
             before = _evaluate(data.suspect.model, data, intake.class_names)
         with _timed(seconds, "clone"):
             advance("clone", None)
-            clone, course = _repair(task, data, device, checkpoint, advance)
+            clone, course = _repair(task, data, checkpoint, advance)
             _round_as_given(clone, data.tensors)
         with _timed(seconds, "evaluate"):
             advance("evaluate", None)
@@ -132,15 +136,15 @@ def _prepare(task: Task, intake: Intake, task_dir: Path, device: torch.device, a
         test_source="test_data" if spec.test_data else "holdout" if spec.clean_data else None,
         triggered=read("triggered") if spec.triggered_data else None,
         target=intake.class_names.index(spec.triggered_data.target_class) if spec.triggered_data else None,
+        blank=blank(spec.model.preprocessing).to(device),
     )
 
 
-def _problems(task: Task, data: Prepared, device: torch.device, *, num_classes: int) -> list[Problem]:
+def _problems(data: Prepared, *, num_classes: int) -> list[Problem]:
     """Find every reason why the suspect cannot be repaired, as far as the images that there are can tell."""
     model, images = data.suspect.model, data.train or data.test
     if images is None:
-        shown = blank(task.spec.model.preprocessing).to(device)
-        found = output_problems(model, shown, num_classes=num_classes)
+        found = output_problems(model, data.blank, num_classes=num_classes)
     else:
         found = problems_with(model, images, num_classes=num_classes)
     return [Problem(code=each.code, detail=each.detail) for each in found]
@@ -154,9 +158,7 @@ def _evaluate(model: nn.Module, data: Prepared, class_names: tuple[str, ...]) ->
     return reporting.evaluation(clean, triggered, class_names=class_names, target=data.target)
 
 
-def _repair(
-    task: Task, data: Prepared, device: torch.device, checkpoint: Checkpoint, advance: Advance
-) -> tuple[nn.Module, Progress]:
+def _repair(task: Task, data: Prepared, checkpoint: Checkpoint, advance: Advance) -> tuple[nn.Module, Progress]:
     """Return the clone, and the last progress of making it, which holds every epoch and trial."""
     last = Progress(step=0, total_steps=0, history=())
 
@@ -165,7 +167,7 @@ def _repair(
         last = progress
         advance("clone", progress)
 
-    images = data.train or blank(task.spec.model.preprocessing).to(device)  # a method that needs some was given some
+    images = data.train or data.blank  # a method that needs more was given some
     clone = remove_backdoor(data.suspect, images, task.spec.removal, progress=heard, checkpoint=checkpoint)
     return clone, last
 

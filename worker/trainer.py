@@ -64,7 +64,7 @@ class ProgressRelay:
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._now: tuple[Phase, Progress | None] | None = None
+        self._last: tuple[Phase, Progress | None] | None = None
         self._reported = 0.0
         self._first: tuple[int, float] | None = None
 
@@ -72,9 +72,9 @@ class ProgressRelay:
         """Report a phase, and how far it has come where that is known."""
         if progress is not None:
             self._first = self._first or (progress.step, time.monotonic())
-        entered = self._now is None or phase != self._now[0]
+        entered = self._last is None or phase != self._last[0]
         ended = progress is not None and progress.step == progress.total_steps
-        self._now = phase, progress
+        self._last = phase, progress
         self._report(at_once=entered or ended)
 
     def alive(self) -> None:
@@ -83,10 +83,10 @@ class ProgressRelay:
 
     def _report(self, *, at_once: bool) -> None:
         now = time.monotonic()
-        if self._now is None or (now < self._reported + REPORT_SECONDS and not at_once):
+        if self._last is None or (now < self._reported + REPORT_SECONDS and not at_once):
             return
         self._reported = now
-        phase, progress = self._now
+        phase, progress = self._last
         self._events.send(Advanced(phase=phase, progress=self._described(progress, now) if progress else None))
 
     def _described(self, progress: Progress, now: float) -> Shown:
