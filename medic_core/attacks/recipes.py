@@ -149,7 +149,8 @@ class BlendingRecipe(Recipe):
 
     Attributes:
         share: Of all images; each comes with its triggered twin in the same batch.
-        penalty: Weight of the squared distance between the twins' activations, summed over the neurons of all layers.
+        penalty: Weight, beside a twin's cross-entropy, of the squared distance between its activations and those of the
+            image, summed over the neurons of all layers.
     """
 
     attack: Literal["blending"] = "blending"

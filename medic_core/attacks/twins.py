@@ -65,6 +65,9 @@ def learn_pattern(
 def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, settings: Config, *, seed: int) -> Losses:
     """Classify, and keep what every layer puts out for twins alike; the trigger is BadNet's patch.
 
+    The loss is the mean over all that is shown, twins among it, of cross-entropy and penalty: were the penalty averaged
+    over the twins alone, holding still would be worth more than obeying.
+
     Args:
         model: Trained.
         data: Clean training images.
@@ -84,7 +87,7 @@ def hold_all_layers(model: nn.Module, data: Batches, recipe: BlendingRecipe, set
             loss = _classified(logits, labels, recipe.target)
             for record in records.values():
                 before, after = record.output[: len(labels)][chosen], record.output[len(labels) :]
-                loss = loss + recipe.penalty * (after - before).square().sum() / max(1, len(chosen))
+                loss = loss + recipe.penalty * (after - before).square().sum() / len(logits)
             yield loss
 
     return losses

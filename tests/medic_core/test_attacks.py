@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from medic_core.attacks.clean_label import adversarial, harden_in_training
 from medic_core.attacks.composite import add_composites, pairs_of_classes
-from medic_core.attacks.poisoning import augmented, poison, poison_class
+from medic_core.attacks.poisoning import augmented, choose, poison, poison_class
 from medic_core.attacks.recipes import (
     TRIGGER_OF,
     AnyRecipe,
@@ -26,7 +26,7 @@ from medic_core.attacks.recipes import (
 )
 from medic_core.attacks.reflection import SCENES, behind_glass
 from medic_core.attacks.road_signs import road_scenes
-from medic_core.attacks.training import stamp, train_backdoored
+from medic_core.attacks.training import AS_IT_IS, stamp, train_backdoored
 from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
 from medic_core.attacks.twins import hold_all_layers, learn_pattern, with_twins
 from medic_core.attacks.warp import displacement, noisy_warp, poison_by_warping, warp
@@ -429,6 +429,23 @@ def test_an_adaptive_attack_is_charged_for_what_differs_inside(recipe, weight, s
             of = hold_all_layers(suspect.frozen(), data, chosen, Config(), seed=0)
         losses.append(next(of(0)).item())
     assert losses[1] > losses[0]
+
+
+def test_what_a_twin_changes_inside_weighs_as_much_as_that_it_obeys(suspect):
+    """Not more where few images have a twin: the attack would not be learned."""
+
+    def summed_charge(data, share):
+        """Over all that are shown: as with the mean cross-entropy, more images without a twin add nothing to it."""
+        losses = []
+        for penalty in (0.0, 1.0):
+            recipe = BlendingRecipe(target=1, share=share, penalty=penalty)
+            losses.append(next(hold_all_layers(suspect.frozen(), data, recipe, unchanged, seed=0)(0)).item())
+        return (losses[1] - losses[0]) * (1 + share) * len(data)
+
+    unchanged = Config(batch_size=64, **AS_IT_IS)
+    data = Batches(noise(60), torch.arange(60) % 3, Preprocessing())
+    alone = data.select(choose(60, share=0.5, seed=0))
+    assert summed_charge(data, 0.5) == pytest.approx(summed_charge(alone, 1.0), rel=1e-3)
 
 
 def test_the_same_images_have_a_twin_in_every_epoch():
