@@ -239,8 +239,8 @@ def _show_end(job: Job, *, as_json: bool) -> None:
     """
     if as_json:
         click.echo(job.model_dump_json())
-    if job.summary:
-        console(stderr=as_json).print(comparison_table(job.summary))
+    if job.summary and (table := comparison_table(job.summary)).row_count:
+        console(stderr=as_json).print(table)
     for warning in job.warnings:
         click.echo(f"warning: {warning}", err=True)
     if job.status != "succeeded":

@@ -144,6 +144,14 @@ def test_only_a_method_that_takes_no_images_may_go_without(fake, files, tmp_path
     assert fake.specs[0].get("clean_data") is None
 
 
+def test_there_is_no_table_of_what_was_not_measured(fake, files):
+    assert "share of n images" in sanitize(files).stdout
+    fake.ended = {"summary": dict.fromkeys(fake.ended["summary"])}
+    result = sanitize(files)
+    assert result.exit_code == 0
+    assert "share of n images" not in result.stdout
+
+
 def test_a_missing_file_and_a_missing_folder_for_the_results_are_usage_errors(fake, files):
     assert sanitize({**files, "suspect": "/no/such/file"}).exit_code == 2
     assert medic("sanitize", files["suspect"], "--architecture", "medic/x", "--clean", files["clean"]).exit_code == 2
