@@ -62,7 +62,9 @@ def open_engine(settings: Settings) -> Engine:
 
 
 def _update_tables(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":
+    if connection.dialect.name == "postgresql":  # a large table takes its time, and so do those who wait for another
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": CHANGING_TABLES})
     if version_of(connection) != VERSION:
         logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every part of itself
@@ -118,7 +120,7 @@ def _set_journal_mode(connection: Any, mode: str) -> None:
 
 
 def postgresql_engine(url: URL) -> Engine:
-    """Open PostgreSQL; no statement waits for ever, and a connection that died while idle is replaced."""
+    """Open PostgreSQL; only changes of the tables may wait for ever, and a connection that died idle is replaced."""
     return create_engine(
         url.set(drivername="postgresql+psycopg"),
         connect_args={"connect_timeout": 5, "options": f"-c statement_timeout={BUSY_SECONDS}s"},

@@ -143,6 +143,23 @@ def test_a_restarted_postgresql_is_used_again(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_start_waits_for_another_that_changes_the_tables_however_long(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
+    settings = Settings(data_dir=tmp_path, database_url=SecretStr(empty_database(postgresql_url)))
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(postgresql_url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [database.CHANGING_TABLES])
+        starting = pool.submit(open_engine, settings)
+        with pytest.raises(TimeoutError):
+            starting.result(timeout=1)
+        other.rollback()
+        engine = starting.result(timeout=30)
+    with reading(engine) as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar_one() == "200ms"
+    engine.dispose()
+
+
 def test_a_postgresql_that_takes_no_writes_for_a_while_is_unavailable(postgresql_url: str, tmp_path: Path) -> None:
     store = open_store(Settings(data_dir=tmp_path, database_url=SecretStr(empty_database(postgresql_url))))
     file = add(store, "clean")
