@@ -39,6 +39,8 @@ def sweep_forever(
                 artifacts.collect(jobs.live_digests, older_than_seconds=grace)
         except (JobsError, OSError) as error:
             log.warning("sweep put off: %s", error)
+        except Exception:
+            log.exception("sweep put off")  # nobody would start this thread again
 
 
 def sweep_jobs(jobs: JobStore, queue: Queue | None, *, announce_again_seconds: float) -> None:
