@@ -19,7 +19,9 @@ MOST_DAYS = 36_500
 class Settings(BaseSettings):
     """Everything has a default; one machine needs no configuration."""
 
-    model_config = SettingsConfigDict(env_prefix="MEDIC_", frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MEDIC_", frozen=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     data_dir: Path = Path("~/.local/share/medic")
     database_url: SecretStr | None = Field(default=None, description="SQLAlchemy URL; None: SQLite under data_dir.")

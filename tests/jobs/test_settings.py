@@ -15,9 +15,14 @@ MALFORMED = {
     "MEDIC_SANDBOX": "off",
     "MEDIC_UPLOAD_LIMIT_BYTES": "0",
 }
+OTHERS = [
+    ("MEDIC_DATABASE_URL", "mysql://h/d"),
+    ("MEDIC_LEASE_SECONDS", "inf"),
+    ("MEDIC_INTAKE_SECONDS", "nan"),
+]
 
 
-@pytest.mark.parametrize(("name", "value"), [*MALFORMED.items(), ("MEDIC_DATABASE_URL", "mysql://h/d")])
+@pytest.mark.parametrize(("name", "value"), [*MALFORMED.items(), *OTHERS])
 def test_a_malformed_value_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError) as refused:
