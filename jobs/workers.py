@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from pydantic import ValidationError
+
 from jobs.models import WorkerSandbox
 
 _FOLDER = "workers"
@@ -31,14 +33,15 @@ def register(data_dir: Path, sandbox: WorkerSandbox) -> IO[str]:
 
 
 def present(data_dir: Path) -> tuple[WorkerSandbox, ...]:
-    """Return the workers that live now; the files of others are removed."""
+    """Return the workers that live now and say so in words known here; the files of the dead are removed."""
     found = []
     for path in sorted((data_dir / _FOLDER).glob("*.json")):
         with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:  # another may remove it at the same time
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                found.append(WorkerSandbox.model_validate_json(file.read()))
+                with suppress(ValidationError):  # a later version may know more layers
+                    found.append(WorkerSandbox.model_validate_json(file.read()))
             else:
                 path.unlink()
     return tuple(found)

@@ -45,6 +45,17 @@ def test_a_killed_worker_is_gone_and_looking_at_a_living_one_does_not_end_it(tmp
     assert present(tmp_path) == ()
 
 
+def test_a_worker_that_says_more_than_is_known_here_is_left_out_and_stops_nobody(tmp_path: Path) -> None:
+    with register(tmp_path, SANDBOX) as later:
+        later.seek(0)
+        later.write('{"mode": "strict", "layers": {"unheard_of": "active"}}'.ljust(200))
+        later.flush()
+        assert present(tmp_path) == ()
+        with register(tmp_path, SANDBOX):
+            assert present(tmp_path) == (SANDBOX,)
+            assert len(list((tmp_path / "workers").iterdir())) == 2
+
+
 def test_what_others_left_is_swept_by_the_next(tmp_path: Path) -> None:
     register(tmp_path, SANDBOX).close()
     with register(tmp_path, SANDBOX):
