@@ -19,7 +19,7 @@ from jobs.queue import RUN_JOB, celery_app
 from jobs.settings import Settings, faults
 from worker.entry import RefusedStartError, enter
 from worker.process import PARENT_PID, die_with_parent, set_on_signal
-from worker.resources import supervisor
+from worker.resources import stopping, supervisor
 from worker.run import run
 
 log = logging.getLogger("worker")
@@ -64,7 +64,7 @@ def run_job(job_id: str) -> None:
 def _hear_of_the_end(**_: Any) -> None:
     """In a process of the pool: die with the worker, and give the running job back when it has to end."""
     die_with_parent()
-    set_on_signal(supervisor().stopping, DRAIN)
+    set_on_signal(stopping(), DRAIN)  # and open nothing: Celery swallows what is raised here
 
 
 class DrainStep(bootsteps.StartStopStep):  # type: ignore[misc]
