@@ -44,6 +44,7 @@ from worker.task import (
     Event,
     Inputs,
     Intake,
+    IntakeLimits,
     Result,
     Task,
     left_by_child,
@@ -108,6 +109,9 @@ class Supervisor:
                 except JobsError as error:
                     log.warning("lease not renewed: %s", error)
                     continue
+                except Exception:
+                    log.exception("lease not renewed")  # a healthy job must not lose it to what was wrong once
+                    continue
                 if state is None:
                     watch.lease_lost.set()
                     return
@@ -158,7 +162,7 @@ class _Run:
 
     def outcome(self) -> Outcome:
         self._advance("fetch")
-        checkpoint = self.claim.checkpoint
+        settings = self.supervisor.settings
         task = Task(
             job_id=self.claim.job_id,
             spec=self.claim.spec,
@@ -166,14 +170,14 @@ class _Run:
                 {role: self._fetched(file.sha256) for role, file in self.claim.inputs.items()}
             ),
             files=dict(self.claim.inputs),
-            checkpoint=self._fetched(checkpoint.sha256) if checkpoint else None,
-            threads=self.supervisor.settings.threads,
-            device=self.supervisor.settings.device,
-            sandbox=self.supervisor.settings.sandbox,
+            limits=IntakeLimits(cpu_seconds=math.ceil(settings.intake_seconds)),
+            checkpoint=self._checkpoint(),
+            threads=settings.threads,
+            device=settings.device,
+            sandbox=settings.sandbox,
         )
         (self.task_dir / TASK_FILE).write_text(task.model_dump_json())
         self._advance("inspect")
-        settings = self.supervisor.settings
         ended = run_child(
             "worker.intake", self.task_dir, watch=self.watch, stall_seconds=settings.intake_seconds, on_event=None
         )
@@ -241,6 +245,17 @@ class _Run:
                 raise BlobMissingError(f"the stored bytes of {sha256} have changed on disk")
         return path
 
+    def _checkpoint(self) -> Path | None:
+        """Where to go on from. Without it the job can still be done: it then begins anew."""
+        kept = self.claim.checkpoint
+        if kept is None:
+            return None
+        try:
+            return self._fetched(kept.sha256)
+        except BlobMissingError as error:
+            log.warning("the checkpoint of epoch %d is lost, all epochs are run again: %s", kept.epoch, error)
+            return None
+
     def _inspected(self, intake: Intake) -> None:
         found: dict[Purpose, InputInspection] = {
             role: InputInspection(
@@ -276,7 +291,9 @@ class _Run:
         if ended.returncode == -signal.SIGXCPU:
             return Failed(INTAKE_TIMEOUT)
         if ended.returncode < 0:
-            message = f"The {child} process was killed by {signal.Signals(-ended.returncode).name}."
+            number = -ended.returncode
+            name = next((known.name for known in signal.Signals if known == number), f"signal {number}")
+            message = f"The {child} process was killed by {name}."
             return Crashed(failure(f"{child}_killed", "resource", message, retryable=True))
         return Failed(failure("internal_error", "internal", f"The {child} process ended by an unexpected error."))
 

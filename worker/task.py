@@ -7,6 +7,9 @@ is believed before it was checked here. This module imports no torch: the superv
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -185,12 +188,24 @@ Event = Advanced | Checkpointed
 
 Left = TypeVar("Left", Intake, Result)
 
+_NO_FILE = frozenset({errno.ENOENT, errno.EISDIR, errno.ELOOP, errno.ENXIO})  # nothing, a folder, a link, a socket
+
 
 def left_by_child(path: Path, kind: type[Left]) -> Left | None:
-    """Read what a child left; None where it left nothing, nothing of that kind, or too much to be."""
+    """Read what a child left; None where it left no file, nothing of that kind, or too much to be."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_FOUND_BYTES + 1)
+        with open(path, "rb", opener=_open_at_once) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(MOST_FOUND_BYTES + 1) if regular else b""
         return kind.model_validate_json(content) if len(content) <= MOST_FOUND_BYTES else None
-    except (ValidationError, FileNotFoundError):
+    except ValidationError:
         return None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever holds the other end of a pipe, and not what a link leads to."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)

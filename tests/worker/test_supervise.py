@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import signal
+import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
 from jobs.artifacts import FolderStore
-from jobs.claims import Claim, Outcome
+from jobs.claims import CheckpointRecord, Claim, Outcome, Released
 from jobs.database import open_engine
 from jobs.errors import DatabaseUnavailableError, StorageFullError
 from jobs.models import DataSpec, Job, JobSpec, ModelSpec
@@ -24,7 +30,7 @@ from jobs.tenant import Upload
 from tests.jobs.samples import SUCCESS, mine
 from worker import run as running
 from worker import supervise
-from worker.children import NO_ROOM_STATUS, Ended
+from worker.children import NO_ROOM_STATUS, Ended, Watch
 from worker.run import run
 from worker.supervise import Supervisor
 from worker.task import (
@@ -32,15 +38,24 @@ from worker.task import (
     INTAKE_FILE,
     MOST_FOUND_BYTES,
     RESULT_FILE,
+    TASK_FILE,
     Advanced,
     Checkpointed,
     Event,
     InputFindings,
     Intake,
     Result,
+    Task,
 )
 
 WELL = Ended("ended", 0)
+
+LOOK = """
+import sys
+from pathlib import Path
+from worker.task import Intake, left_by_child
+print([left_by_child(Path(name), Intake) for name in sys.argv[1:]])
+"""
 
 
 class House:
@@ -112,6 +127,20 @@ def children(
     return started
 
 
+def task_given(house: House, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """Run the job until it has a child, and return the task of that."""
+    given: list[Task] = []
+
+    def run_child(_module: str, task_dir: Path, **_: Any) -> Ended:
+        given.append(Task.model_validate_json((task_dir / TASK_FILE).read_bytes()))
+        return Ended("stopped", -signal.SIGKILL)
+
+    monkeypatch.setattr(supervise, "run_child", run_child)
+    house.run()
+    (task,) = given
+    return task
+
+
 ENDS = [
     ({"intake": Ended("ended", 1)}, "internal_error", 1),
     ({"intake": Ended("ended", -signal.SIGSEGV)}, "intake_killed", 2),
@@ -120,6 +149,7 @@ ENDS = [
     ({"intake": Ended("ended", NO_ROOM_STATUS)}, "storage_full", 2),
     ({"trainer": Ended("ended", 1)}, "internal_error", 1),
     ({"trainer": Ended("ended", -signal.SIGKILL)}, "trainer_killed", 2),
+    ({"trainer": Ended("ended", -(signal.SIGRTMIN + 1))}, "trainer_killed", 2),  # which has no name
     ({"trainer": Ended("stalled", -signal.SIGKILL)}, "stalled", 2),
     ({"trainer": Ended("deadline", -signal.SIGKILL)}, "deadline_exceeded", 1),
     ({"trainer": Ended("ended", NO_ROOM_STATUS)}, "storage_full", 2),
@@ -213,14 +243,53 @@ def test_input_bytes_that_changed_on_disk_are_never_used(
     assert started == []
 
 
-def failing(real: Callable[..., Any], times: int) -> Callable[..., Any]:
-    """``real``, but unavailable at first."""
+@pytest.mark.parametrize(
+    "harm", [lambda blob: blob.write_bytes(b"something else"), Path.unlink], ids=["damage", "loss"]
+)
+def test_a_checkpoint_that_is_lost_costs_its_epochs_and_not_the_job(
+    harm: Callable[[Path], object], house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    claim = house.jobs.claim(house.job_id)
+    assert claim is not None
+    blob = house.artifacts.put_bytes(b"state")
+    house.jobs.save_checkpoint(claim, CheckpointRecord(blob.sha256, 7))
+    house.jobs.finish(claim, Released())
+    path = house.artifacts.path(blob.sha256)
+    assert task_given(house, monkeypatch).checkpoint == path
+    harm(path)
+    assert task_given(house, monkeypatch).checkpoint is None
+    assert "epoch 7 is lost" in caplog.text
+
+
+def test_intake_may_compute_as_long_as_it_may_take(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.supervisor = replace(house.supervisor, settings=house.settings.model_copy(update={"intake_seconds": 7200.5}))
+    assert task_given(house, monkeypatch).limits.cpu_seconds == 7201
+
+
+def test_what_a_child_left_is_neither_waited_for_nor_followed(tmp_path: Path) -> None:
+    pipe, link, socket, folder, real = (tmp_path / name for name in ("pipe", "link", "socket", "folder", "real"))
+    os.mkfifo(pipe)
+    os.mknod(socket, stat.S_IFSOCK | 0o600)
+    folder.mkdir()
+    real.write_text(Intake().model_dump_json())
+    link.symlink_to(real)
+    looking = [sys.executable, "-c", LOOK, *map(str, (pipe, link, socket, folder, tmp_path / "none"))]
+    ended = subprocess.run(looking, capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.stderr) == (f"{[None] * 5}\n", "")
+    assert supervise.left_by_child(real, Intake) == Intake()
+
+
+AWAY = DatabaseUnavailableError("away")
+
+
+def failing(real: Callable[..., Any], times: int, error: Exception = AWAY) -> Callable[..., Any]:
+    """``real``, but not at first."""
     left = [times]
 
     def call(*args: Any, **settings: Any) -> Any:
         if left[0]:
             left[0] -= 1
-            raise DatabaseUnavailableError("away")
+            raise error
         return real(*args, **settings)
 
     return call
@@ -237,6 +306,22 @@ def test_a_database_that_is_away_for_a_moment_costs_no_attempt(
     job = house.run()
     assert job.error is not None
     assert (job.status, job.error.code, job.attempt) == ("failed", "nan_loss", 1)
+
+
+@pytest.mark.parametrize("error", [AWAY, ProgrammingError("UPDATE", {}, Exception("unforeseen"))], ids=type)
+def test_a_beat_that_fails_is_not_the_last(error: Exception, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.supervisor = replace(house.supervisor, settings=house.settings.model_copy(update={"lease_seconds": 0.06}))
+    monkeypatch.setattr(house.jobs, "beat", failing(house.jobs.beat, 1, error))
+    heard = []
+
+    def run_child(*_: Any, watch: Watch, **__: Any) -> Ended:
+        mine(house.jobs).request_cancel(house.job_id)
+        heard.append(watch.cancelled.wait(10))
+        return Ended("cancelled", -signal.SIGKILL)
+
+    monkeypatch.setattr(supervise, "run_child", run_child)
+    assert house.run().status == "cancelled"
+    assert heard == [True]
 
 
 def test_folders_of_dead_attempts_at_any_job_go_with_the_next_and_those_of_living_ones_stay(
