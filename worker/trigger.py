@@ -1,7 +1,8 @@
 """``python -m worker.trigger``: put a trigger on every image of a zip. For evaluation only.
 
-Folders and names stay; every image is written as PNG (RGB, lossless), so a name that ends otherwise gets the suffix
-``.png``. The same input gives the same bytes.
+The zip is read as intake reads it: to a job, the trigger is all that differs. Folders and names stay; every image is
+written as PNG (RGB, lossless), so a name that ends otherwise gets the suffix ``.png``. The same input gives the same
+bytes.
 A composite leaves out the images of other classes and lies in the folder of its left half.
 """
 
@@ -12,12 +13,11 @@ import io
 import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -25,100 +25,72 @@ from torch import Tensor
 
 from medic_core.attacks.triggers import TRIGGERS, Trigger, find_trigger
 from medic_core.errors import AttackOptionError
-from worker.loading.images import FORMATS, most_pixels
+from worker.loading.archives import Member, members
+from worker.loading.images import Layout, PixelCount, UnreadableError, decode, read_layout
+from worker.loading.refusal import RefusedError
 from worker.task import IntakeLimits
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _SMALLEST_SIDE = 8
 _LIMITS = IntakeLimits()  # what intake would not take need not be made
-_UNREADABLE = (
-    *(OSError, EOFError, IndexError, SyntaxError, ValueError, Image.DecompressionBombError),  # Pillow
-    *(RuntimeError, zipfile.BadZipFile, zlib.error),  # zipfile: encrypted, unknown compression, damaged
-)
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the zip format's first; a real one would make every run's bytes differ
 
 
 class UnusableDataError(Exception):
-    """The input cannot be read as a zip of images in class folders; ``args`` lists every reason."""
+    """No trigger can be put on the input; ``args`` lists every reason."""
 
 
 class Images(Sequence[tuple[str, Tensor]]):
     """The images of an open zip, in its order: name and pixels, ``uint8`` ``(3, height, width)``, decoded when asked.
 
     Attributes:
-        names: Of all images, their class folder first.
+        folders: The class folder of each.
     """
 
-    def __init__(self, archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> None:
-        self._archive, self._entries = archive, entries
-        self.names = [entry.filename for entry in entries]
+    def __init__(self, members: Sequence[Member], layout: Layout, pixels: PixelCount) -> None:
+        self._members, self._pixels = members, pixels
+        self.folders = [layout.folders[member.name] for member in members]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._members)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor]:  # type: ignore[override] # no slices: they would decode all
-        entry = self._entries[index]
-        return entry.filename, _decode(self._archive, entry)
+        member = self._members[index]
+        try:
+            pixels = _decode(member.read(), self._pixels)
+        except UnreadableError as error:
+            raise UnusableDataError(f"{member.name!r} cannot be decoded: {error}") from error
+        if min(pixels.shape[1:]) < _SMALLEST_SIDE:
+            raise UnusableDataError(f"{member.name!r} has fewer than {_SMALLEST_SIDE} pixels a side")
+        return member.name, pixels
 
 
 @contextmanager
 def open_images(path: Path) -> Iterator[Images]:
-    """Open a zip of images in class folders.
+    """Open a zip of images in class folders, as intake reads it.
 
     Raises:
-        UnusableDataError: The file is no zip, has no images, or some entry has no name of an image in a class folder;
-            later, when an image is decoded, that it is none.
+        UnusableDataError: The file cannot be read or is no zip; later, an image cannot be decoded.
+        RefusedError: Intake would refuse the archive.
     """
     try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UnusableDataError(f"{path} cannot be read as a zip: {error}") from error
-    with archive:
-        entries = [entry for entry in archive.infolist() if not entry.is_dir() and not _is_litter(entry.filename)]
-        if not entries:
-            raise UnusableDataError(f"{path} holds no images")
-        problems = [problem for entry in entries for problem in _problems_with(entry)]
-        if problems:
-            raise UnusableDataError(*problems)
-        yield Images(archive, entries)
+        layout, packed = read_layout(path, _LIMITS), path.stat().st_size
+    except OSError as error:
+        raise UnusableDataError(f"{path} cannot be read: {error}") from error
+    if layout.format != "zip":
+        raise UnusableDataError(f"{path} is no zip")
+    with closing(members(path, _LIMITS)) as found:
+        kept = list(islice(found, len(layout.folders)))  # not to the end, where the zip would be closed
+        yield Images(kept, layout, PixelCount(_LIMITS, packed))
 
 
 def read_images(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield name and pixels, ``uint8`` ``(3, height, width)``, of every image of a zip, in its order.
 
     Raises:
-        UnusableDataError: As ``open_images``.
+        UnusableDataError, RefusedError: As ``open_images``.
     """
     with open_images(path) as images:
         yield from images
-
-
-def _is_litter(name: str) -> bool:
-    """Whether an entry is what desktops leave in archives rather than data."""
-    parts = PurePosixPath(name).parts
-    return "__MACOSX" in parts or parts[-1].startswith(".") or parts[-1] == "Thumbs.db"
-
-
-def _problems_with(entry: zipfile.ZipInfo) -> Iterator[str]:
-    name = PurePosixPath(entry.filename)
-    if name.is_absolute() or ".." in name.parts:
-        yield f"{entry.filename!r} points out of the archive"
-    elif len(name.parts) < 2:
-        yield f"{entry.filename!r} lies in no class folder"
-    if name.suffix.lower() not in _SUFFIXES:
-        yield f"{entry.filename!r} is not one of {', '.join(_SUFFIXES)}"
-
-
-def _decode(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Tensor:
-    try:
-        with archive.open(entry) as stream, Image.open(stream, formats=FORMATS) as image:
-            width, height = image.size
-            if min(width, height) < _SMALLEST_SIDE or width * height > most_pixels(image, _LIMITS):
-                raise UnusableDataError(f"{entry.filename!r} has an unusable size: {width}×{height} pixels")
-            pixels = np.array(image.convert("RGB"))
-    except _UNREADABLE as error:
-        raise UnusableDataError(f"{entry.filename!r} cannot be decoded: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def read_pattern(path: Path) -> Tensor:
@@ -128,14 +100,17 @@ def read_pattern(path: Path) -> Tensor:
         UnusableDataError: The file is no such image.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if max(image.size) > _SMALLEST_SIDE:
-                raise UnusableDataError(
-                    f"{path} is {image.width}×{image.height} pixels; a pattern has at most 8 a side"
-                )
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except _UNREADABLE as error:
+        pattern = _decode(path.read_bytes(), PixelCount(_LIMITS, packed=0))
+    except (OSError, UnreadableError) as error:
         raise UnusableDataError(f"{path} cannot be read as a pattern: {error}") from error
+    height, width = pattern.shape[1:]
+    if max(height, width) > _SMALLEST_SIDE:
+        raise UnusableDataError(f"{path} is {width}×{height} pixels; a pattern has at most {_SMALLEST_SIDE} a side")
+    return pattern
+
+
+def _decode(data: bytes, pixels: PixelCount) -> Tensor:
+    return torch.from_numpy(decode(data, pixels).copy())  # Pillow's own memory is not to be written to
 
 
 def write_images(path: Path, images: Iterable[tuple[str, Tensor]]) -> None:
@@ -190,18 +165,17 @@ def put_trigger_on(
         pattern: For ``latent``: image of what is stamped.
 
     Raises:
-        UnusableDataError: ``data`` or ``pattern`` cannot be used; ``out`` is then not written.
+        UnusableDataError, RefusedError: ``data`` or ``pattern`` cannot be used; ``out`` is then not written.
         AttackOptionError: The kind needs what is not given, or does not take what is.
     """
     with open_images(data) as images:
-        folders = [PurePosixPath(name).parts[0] for name in images.names]
-        known = sorted(set(folders))
+        known = sorted(set(images.folders))
         trigger = find_trigger(
             kind,
             classes=_indices(classes, known) if classes else None,
             pattern=read_pattern(pattern) if pattern else None,
         )
-        write_images(out, _stamped(images, trigger, torch.tensor([known.index(folder) for folder in folders])))
+        write_images(out, _stamped(images, trigger, torch.tensor([known.index(folder) for folder in images.folders])))
 
 
 def _indices(classes: Sequence[str], known: Sequence[str]) -> tuple[int, int]:
@@ -212,10 +186,17 @@ def _indices(classes: Sequence[str], known: Sequence[str]) -> tuple[int, int]:
 
 
 def _stamped(images: Images, trigger: Trigger, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+    problems: dict[str, None] = {}  # each once: several images may need the same other
     for chosen, other in trigger.pairs(labels).tolist():
-        name, pixels = images[chosen]
-        beside = pixels if other == chosen else _resized(images[other][1], pixels)
+        try:
+            name, pixels = images[chosen]
+            beside = pixels if other == chosen else _resized(images[other][1], pixels)
+        except UnusableDataError as error:
+            problems |= dict.fromkeys(error.args)
+            continue
         yield name, trigger.stamp(pixels[None], beside[None])[0]
+    if problems:
+        raise UnusableDataError(*problems)
 
 
 def _resized(pixels: Tensor, like: Tensor) -> Tensor:
@@ -237,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     try:
         put_trigger_on(chosen.data, chosen.out, chosen.kind, classes=chosen.classes, pattern=chosen.pattern)
-    except (UnusableDataError, AttackOptionError) as error:
+    except (UnusableDataError, RefusedError, AttackOptionError) as error:
         parser.error("; ".join(error.args))
     except OSError as error:
         parser.error(f"{chosen.out} cannot be written: {error}")

@@ -10,6 +10,7 @@ import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,14 @@ def test_members_come_back_as_they_were_packed(put: Put, packer: str) -> None:
     path = put(PACKERS[packer](FILES))
     assert archive_format(path) == packer.rsplit(" ", 1)[-1]
     assert read(path) == FILES
+
+
+@pytest.mark.parametrize("packer", ["zip", "stored zip"])
+def test_the_members_of_a_zip_are_read_in_any_order_before_its_end_is_asked_for(put: Put, packer: str) -> None:
+    found = members(put(PACKERS[packer](FILES)), LIMITS)
+    kept = list(islice(found, len(FILES)))
+    assert {member.name: member.read() for member in reversed(kept)} == FILES
+    found.close()
 
 
 @pytest.mark.parametrize("packer", PACKERS)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from benchmarks.hostile.images import flat
 from medic_core.attacks.triggers import TRIGGERS, badnet, find_trigger
+from worker.loading import images as intake
 from worker.task import IntakeLimits
 from worker.trigger import UnusableDataError, main, put_trigger_on, read_images, read_pattern
 
@@ -26,6 +28,20 @@ def encoded(seed: int, kind: str = "PNG", size: tuple[int, int] = (16, 12), mode
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
     return buffer.getvalue()
+
+
+def picture(mode: str, kind: str = "PNG", **options: object) -> bytes:
+    """Noise in which every second row is transparent, as far as ``mode`` and ``options`` go."""
+    pixels = np.random.default_rng(5).integers(1, 256, (16, 16, 4), dtype=np.uint8)
+    pixels[::2, :, 3] = 0
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def as_intake_sees_them(path: Path) -> np.ndarray:
+    layout = intake.read_layout(path, IntakeLimits())
+    return intake.read_images(path, layout, layout.class_names, size=(16, 16), limits=IntakeLimits()).images
 
 
 EMPTY_PROFILE = struct.pack(">I4sI", 0, b"iCCP", zlib.crc32(b"iCCP"))
@@ -108,6 +124,34 @@ def test_a_pattern_larger_than_the_smallest_image_is_refused(data, tmp_path, cap
     assert "a pattern has at most 8 a side" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(picture(mode) for mode in ("RGBA", "LA", "RGB", "L", "1", "P")),
+        picture("P", transparency=3),
+        picture("RGB", transparency=(0, 0, 0)),
+        picture("RGBA", "WEBP", lossless=True),
+        picture("CMYK", "JPEG"),
+    ],
+    ids=["RGBA", "LA", "RGB", "L", "1", "P", "P, one clear", "RGB, one clear", "WEBP", "CMYK"],
+)
+def test_to_intake_an_image_differs_by_the_trigger_alone(tmp_path, content):
+    source = zip_of(tmp_path / "in.zip", {"cat/0.png": content})
+    run(source, tmp_path / "out.zip")
+    before = torch.from_numpy(as_intake_sees_them(source))
+    assert torch.equal(torch.from_numpy(as_intake_sees_them(tmp_path / "out.zip")), badnet(before))
+
+
+def test_the_class_folders_are_those_that_intake_finds(tmp_path):
+    source = zip_of(
+        tmp_path / "in.zip",
+        {"all/cat/0.png": encoded(0), "all/e\u0301te\u0301/0.png": encoded(1), "all/.cache/x": b"", "desktop.ini": b""},
+    )
+    run(source, tmp_path / "out.zip", "composite", "--classes", "cat", "\u00e9t\u00e9")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.namelist() == ["all/cat/0.png"]
+
+
 @pytest.mark.parametrize("kind", ["reflection", "composite"])
 def test_images_may_differ_in_size(tmp_path, kind):
     source = zip_of(tmp_path / "in.zip", {"cat/0.png": encoded(0), "dog/1.png": encoded(1, size=(40, 10))})
@@ -133,7 +177,7 @@ def test_the_same_input_gives_the_same_bytes(data, tmp_path):
 def test_what_is_not_png_becomes_png_under_its_name_with_that_suffix(tmp_path):
     source = zip_of(
         tmp_path / "in.zip",
-        {"cat/a.JPG": encoded(0, "JPEG"), "cat/b.webp": encoded(1, "WEBP"), "dog/gray.png": encoded(2, mode="L")},
+        {"cat/a.JPG": encoded(0, "JPEG"), "cat/b.webp": encoded(1, "WEBP"), "dog/gray": encoded(2, mode="L")},
     )
     run(source, tmp_path / "out.zip")
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
@@ -154,10 +198,12 @@ def test_what_desktops_leave_in_archives_is_left_out(tmp_path):
         ({"cat/0.png": b"not an image"}, "'cat/0.png' cannot be decoded"),
         ({"cat/0.png": encoded(0)[:200]}, "'cat/0.png' cannot be decoded"),
         ({"cat/0.png": encoded(0)[:-12] + EMPTY_PROFILE + encoded(0)[-12:]}, "'cat/0.png' cannot be decoded"),
-        ({"cat/0.png": encoded(0, size=(4, 4))}, "unusable size"),
-        ({"0.png": encoded(0)}, "'0.png' lies in no class folder"),
-        ({"../cat/0.png": encoded(0)}, "points out of the archive"),
-        ({"cat/labels.csv": b"a,b"}, "'cat/labels.csv' is not one of .png"),
+        ({"cat/0.png": encoded(0, size=(4, 4))}, "'cat/0.png' has fewer than 8 pixels a side"),
+        ({"cat/0.png": picture("I;16")}, "'cat/0.png' cannot be decoded: mode I;16"),
+        ({"0.png": encoded(0)}, "1 files lie in no class folder: '0.png'"),
+        ({"../cat/0.png": encoded(0)}, "'../cat/0.png' leads out of the archive"),
+        ({".": encoded(0)}, "no name of its own"),
+        ({"cat/labels.csv": b"a,b"}, "'cat/labels.csv' cannot be decoded"),
         ({"cat/a.png": encoded(0), "cat/a.jpg": encoded(1, "JPEG")}, "'cat/a.jpg' is not the only image"),
     ],
 )
@@ -177,21 +223,36 @@ def test_an_image_may_have_as_many_pixels_as_intake_takes_and_no_more(tmp_path, 
     name = f"cat/0.{kind.lower()}"
     ((_, pixels),) = read_images(zip_of(tmp_path / "in.zip", {name: largest}))
     assert pixels.shape == (3, height, width)
-    with pytest.raises(UnusableDataError, match=f"unusable size: {width}×{height + 1} pixels"):
+    with pytest.raises(UnusableDataError, match=f"{width}×{height + 1} pixels are more than"):
         list(read_images(zip_of(tmp_path / "in.zip", {name: larger})))
 
 
-def test_every_wrong_name_is_listed_at_once(tmp_path, capsys):
-    source = zip_of(tmp_path / "in.zip", {"a.png": b"", "cat/b.txt": b"", "../c.png": b""})
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (("a.png", "cat/deep/b.png", "c.txt"), "badnet"),
+        (("cat/a.png", "dog/b.txt", "dog/c.png"), "badnet"),
+        (("dog/a.png", "dog/b.png"), "composite"),
+    ],
+    ids=["places", "contents", "others of a composite"],
+)
+def test_of_each_sort_every_problem_is_listed_at_once_and_once(tmp_path, capsys, names, kind):
+    sound = {f"cat/{i}.png": encoded(i) for i in range(4)}
+    source = zip_of(tmp_path / "in.zip", sound | {"dog/0.png": encoded(9)} | dict.fromkeys(names, b"x"))
     with pytest.raises(SystemExit):
-        run(source, tmp_path / "out.zip")
+        run(source, tmp_path / "out.zip", kind, *(["--classes", "cat", "dog"] if kind == "composite" else []))
     said = capsys.readouterr().err
-    assert all(name in said for name in ("'a.png'", "'cat/b.txt'", "'../c.png'"))
+    assert [said.count(repr(name)) for name in names] == [1] * len(names)
+    assert "0.png" not in said
+    assert not (tmp_path / "out.zip").exists()
 
 
 def test_a_file_that_is_no_zip_or_absent_and_an_unknown_kind_are_usage_errors(tmp_path, capsys, data):
     (tmp_path / "text.zip").write_text("hello")
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        tar.add(data, "cat/0.png")
     for arguments in (
+        (tmp_path / "in.tar", tmp_path / "out.zip"),
         (tmp_path / "text.zip", tmp_path / "out.zip"),
         (tmp_path / "absent.zip", tmp_path / "out.zip"),
         (data, tmp_path / "out.zip", "no-such-kind"),

@@ -13,7 +13,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol
@@ -42,7 +42,10 @@ _EXPORT_AGAIN = "Send class folders of images as zip, tar or tar.gz, for example
 
 @dataclass(frozen=True)
 class Member:
-    """One regular file of an archive; ``read`` works until the next member is asked for."""
+    """One regular file of an archive.
+
+    ``read`` works until the next member is asked for; of a zip, as long as `members` has not come to its end.
+    """
 
     parts: tuple[str, ...]
     read: Callable[[], bytes]
@@ -72,7 +75,7 @@ def archive_format(path: Path) -> ArchiveFormat:
     raise refused("archive_format_unknown", "The file is neither zip, tar nor tar.gz. " + _EXPORT_AGAIN)
 
 
-def members(path: Path, limits: IntakeLimits) -> Iterator[Member]:
+def members(path: Path, limits: IntakeLimits) -> Generator[Member, None, None]:
     """Go through the regular files of an archive, in its order, but for hidden files and what desktops leave behind.
 
     Raises:

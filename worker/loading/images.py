@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from worker.loading.archives import ArchiveFormat, Member, archive_format, members
+from worker.loading.archives import ArchiveFormat, archive_format, members
 from worker.loading.refusal import RefusedError, listed, refused, told
 from worker.task import IntakeLimits
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+_FORMATS = ("PNG", "JPEG", "WEBP")
 _WEBP_COPIES = 2  # of the memory of other formats: its decoder keeps several canvases
 _START_OF_SCAN = b"\xff\xda"
 _OPAQUE = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})
@@ -136,26 +136,25 @@ def read_images(
     places = {name: place for place, name in enumerate(sorted(labels, key=lambda name: (labels[name], name)))}
     images = _allocate(len(places), size, limits)
     unreadable: dict[str, str] = {}
-    pixels = _PixelCount(limits, path.stat().st_size)
-    with _strict_pillow():
-        for member in members(path, limits):
-            try:
-                images[places[member.name]] = _decode(member, size, pixels)
-            except _UnreadableError as error:
-                unreadable[member.name] = str(error)
-                if len(unreadable) == _MOST_UNREADABLE:
-                    break
+    pixels = PixelCount(limits, path.stat().st_size)
+    for member in members(path, limits):
+        try:
+            images[places[member.name]] = decode(member.read(), pixels, size=size)
+        except UnreadableError as error:
+            unreadable[member.name] = str(error)
+            if len(unreadable) == _MOST_UNREADABLE:
+                break
     if unreadable:
         raise _unreadable(unreadable, total=len(places))
     ordered = np.array([labels[name] for name in places], dtype=np.int64)
     return ImageSet(images, ordered)
 
 
-class _UnreadableError(Exception):
+class UnreadableError(Exception):
     """One picture cannot be decoded."""
 
 
-class _PixelCount:
+class PixelCount:
     """Counts what is to be decoded: bytes can stand for a thousand pixels each, and then take minutes a megabyte."""
 
     def __init__(self, limits: IntakeLimits, packed: int) -> None:
@@ -167,12 +166,13 @@ class _PixelCount:
         """Count a picture before it is decoded; its size is known by then.
 
         Raises:
-            _UnreadableError: It is too large by itself.
+            UnreadableError: It is too large by itself.
             RefusedError: ``data_too_large``, with the others it is.
         """
-        pixels, most = image.width * image.height, most_pixels(image, self._limits)
+        pixels = image.width * image.height
+        most = self._limits.image_pixels // (_WEBP_COPIES if image.format == "WEBP" else 1)
         if pixels > most:
-            raise _UnreadableError(f"{image.width}×{image.height} pixels are more than {most}")
+            raise UnreadableError(f"{image.width}×{image.height} pixels are more than {most}")
         scans = 0 if image.format in ("PNG", "WEBP") else data.count(_START_OF_SCAN)
         self._count += pixels * (1 + scans // _SCANS_PER_DECODING)
         if self._count > self._most:
@@ -181,11 +181,6 @@ class _PixelCount:
                 f"The images have more pixels, or pass over them more often, than {self._limits.pixel_ratio} times the "
                 "bytes of the archive. Send images with less of one colour, or at the model's input size.",
             )
-
-
-def most_pixels(image: Image.Image, limits: IntakeLimits) -> int:
-    """How many pixels a picture of the format of ``image`` may have."""
-    return limits.image_pixels // (_WEBP_COPIES if image.format == "WEBP" else 1)
 
 
 def _unreadable(reasons: Mapping[str, str], *, total: int) -> RefusedError:
@@ -218,19 +213,29 @@ def _strict_pillow() -> Iterator[None]:
         yield
 
 
-def _decode(member: Member, size: tuple[int, int], pixels: _PixelCount) -> NDArray[np.uint8]:
-    data = member.read()
+def decode(data: bytes, pixels: PixelCount, *, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Decode a picture, as ``(3, height, width)``.
+
+    Args:
+        data: The file.
+        pixels: Counts it.
+        size: Height and width of the result; those of the picture if None.
+
+    Raises:
+        UnreadableError: It cannot be decoded, or is too large.
+        RefusedError: As `PixelCount.add`.
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _strict_pillow(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             pixels.add(image, data)
             rgb = _to_rgb(image)
-            if rgb.size != size[::-1]:
+            if size and rgb.size != size[::-1]:
                 rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)  # Pillow widens the filter when it shrinks
             return np.asarray(rgb).transpose(2, 0, 1)
-    except (MemoryError, _UnreadableError, RefusedError):
+    except (MemoryError, UnreadableError, RefusedError):
         raise
     except Exception as error:
-        raise _UnreadableError(f"{type(error).__name__}: {told(error)}") from error
+        raise UnreadableError(f"{type(error).__name__}: {told(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -241,4 +246,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return black
     if image.mode in _OPAQUE:
         return image if image.mode == "RGB" else image.convert("RGB")
-    raise _UnreadableError(f"mode {image.mode} is not supported; save it with 8 bits a channel")
+    raise UnreadableError(f"mode {image.mode} is not supported; save it with 8 bits a channel")
