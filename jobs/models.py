@@ -283,7 +283,9 @@ class FilePage(Reply):
 
 # --- how the service is -----------------------------------------------------------------------------
 
-Denial = Literal["resources", "reading", "writing", "attributes", "programs", "tcp", "udp", "unix_sockets", "signals"]
+Denial = Literal[
+    "resources", "reading", "writing", "attributes", "programs", "tcp", "udp", "unix_sockets", "signals", "processes"
+]
 LayerState = Literal["active", "unavailable", "broken"]
 CheckState = Literal["ok", "note", "broken"]
 

@@ -6,13 +6,16 @@ What the kernel says is not believed: everything that is to be denied is tried, 
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
+import resource
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,7 +118,7 @@ def _seccomp() -> Part:
         seccomp.restrict()
     except OSError as error:
         return Part("seccomp", lacking=f"seccomp: {error.strerror}")
-    return Part("seccomp", frozenset({"attributes", "programs", "tcp", "udp", "unix_sockets", "signals"}))
+    return Part("seccomp", frozenset({"attributes", "programs", "tcp", "udp", "unix_sockets", "signals", "processes"}))
 
 
 def _libraries(writable: Path) -> list[Path]:
@@ -145,6 +148,7 @@ def _attempts(limits: IntakeLimits, outside: Path) -> Mapping[Denial, Callable[[
             "udp": partial(_make_socket, socket.AF_INET, socket.SOCK_DGRAM),
             "unix_sockets": partial(_make_socket, socket.AF_UNIX, socket.SOCK_STREAM),
             "signals": _signal_the_parent,
+            "processes": _reach_the_parent,
         }
     )
 
@@ -180,6 +184,24 @@ def _make_socket(family: int, kind: int) -> None:
 
 def _signal_the_parent() -> None:
     os.kill(os.getppid(), 0)  # none is sent, only whether it could be is looked at
+
+
+def _reach_the_parent() -> None:
+    """Look at a limit of the parent, or have the kernel tell it of news on a pipe, of which there is none."""
+    parent = os.getppid()
+    reading, writing = os.pipe()
+    try:
+        for attempt in (
+            partial(resource.prlimit, parent, resource.RLIMIT_NOFILE),
+            partial(fcntl.fcntl, reading, fcntl.F_SETOWN, parent),
+        ):
+            with suppress(PermissionError):
+                attempt()
+                return
+    finally:
+        os.close(reading)
+        os.close(writing)
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 def _outcome(attempt: Callable[[], None]) -> str:

@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 from collections.abc import Mapping
+from itertools import accumulate, chain
 from types import MappingProxyType
 
 from worker.libc import prctl
@@ -39,6 +40,13 @@ REFUSED: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
         "tkill": (200, 130),
         "rt_sigqueueinfo": (129, 138),
         "rt_tgsigqueueinfo": (297, 240),
+        "setpriority": (141, 140),
+        "ioprio_set": (251, 30),
+        "migrate_pages": (256, 238),
+        "move_pages": (279, 239),
+        # out of the group in which the supervisor ends a process with all that it has started
+        "setpgid": (109, 154),
+        "setsid": (112, 157),
         # what Landlock does not guard: owner, mode, times and attributes of files; their length before version 3
         "truncate": (76, 45),
         "chmod": (90, None),
@@ -98,12 +106,28 @@ REFUSED: Mapping[str, tuple[int | None, int | None]] = MappingProxyType(
 TO_ITSELF: Mapping[str, tuple[int, int]] = MappingProxyType({"kill": (62, 129), "tgkill": (234, 131)})
 """Signals, which a process may send to itself only: so it aborts."""
 
-IOCTL = (16, 29)
+OF_ITSELF: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "prlimit64": (302, 261),
+        "sched_setparam": (142, 118),
+        "sched_setscheduler": (144, 119),
+        "sched_setaffinity": (203, 122),
+        "sched_setattr": (314, 274),
+    }
+)
+"""Limits and scheduling, which a process may set of itself only, by its number or by 0: a limit can kill."""
+
+COMMANDS: Mapping[str, tuple[tuple[int, int], tuple[int, ...]]] = MappingProxyType(
+    {
+        "ioctl": ((16, 29), (0x5412, 0x541C)),  # TIOCSTI, TIOCLINUX: stderr may be the terminal of who started us
+        "fcntl": ((72, 25), (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX: the kernel would send the signal
+    }
+)
+"""Calls of many purposes, with those that are refused: their second argument."""
 
 _ARCHITECTURES = MappingProxyType({"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)})
 """By machine: its audit number, and its column in the tables of numbers."""
 
-_TYPING_INTO_A_TERMINAL = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: stderr may be the terminal of who started the service
 _FIRST_X32 = 0x40000000  # other numbers for the same calls, on x86_64
 
 _LOAD, _EQUALS, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
@@ -135,25 +159,33 @@ def _assembled(machine: str, process: int) -> bytes:
     """Write the filter for ``process`` as classic BPF. Of arguments the kernel, too, looks at the lower half only."""
     architecture, column = _ARCHITECTURES[machine]
     refused = [number for numbers in REFUSED.values() if (number := numbers[column]) is not None]
-    first, second = _TYPING_INTO_A_TERMINAL
-    whom = (_LOAD, _FIRST_ARGUMENT_AT, "", "")
-    lines = [
-        (_LOAD, _ARCHITECTURE_AT, "", ""),
-        (_EQUALS, architecture, "", "refuse"),
-        (_LOAD, _NUMBER_AT, "", ""),
-        (_AT_LEAST, _FIRST_X32, "refuse", ""),
-        *((_EQUALS, number, "refuse", "") for number in refused),
-        *((_EQUALS, numbers[column], "whom", "") for numbers in TO_ITSELF.values()),
-        (_EQUALS, IOCTL[column], "", "allow"),
-        (_LOAD, _SECOND_ARGUMENT_AT, "", ""),
-        (_EQUALS, first, "refuse", ""),
-        (_EQUALS, second, "refuse", "allow"),
-        whom,
-        (_EQUALS, process, "allow", "refuse"),
-        (_RETURN, _ALLOW, "", ""),
-        (_RETURN, _ERRNO | errno.EPERM, "", ""),
-    ]
-    places = {"whom": lines.index(whom), "allow": len(lines) - 2, "refuse": len(lines) - 1}
+    blocks: dict[str, list[tuple[int, int, str, str]]] = {
+        "start": [
+            (_LOAD, _ARCHITECTURE_AT, "", ""),
+            (_EQUALS, architecture, "", "refuse"),
+            (_LOAD, _NUMBER_AT, "", ""),
+            (_AT_LEAST, _FIRST_X32, "refuse", ""),
+            *((_EQUALS, number, "refuse", "") for number in refused),
+            *((_EQUALS, numbers[column], "to whom", "") for numbers in TO_ITSELF.values()),
+            *((_EQUALS, numbers[column], "of whom", "") for numbers in OF_ITSELF.values()),
+            *((_EQUALS, numbers[column], name, "") for name, (numbers, _) in COMMANDS.items()),
+            _always("allow"),
+        ],
+        **{
+            name: [
+                (_LOAD, _SECOND_ARGUMENT_AT, "", ""),
+                *((_EQUALS, command, "refuse", "") for command in commands),
+                _always("allow"),
+            ]
+            for name, (_, commands) in COMMANDS.items()
+        },
+        "of whom": [(_LOAD, _FIRST_ARGUMENT_AT, "", ""), (_EQUALS, 0, "allow", "")],  # and on, as to whom
+        "to whom": [(_LOAD, _FIRST_ARGUMENT_AT, "", ""), (_EQUALS, process, "allow", "refuse")],
+        "allow": [(_RETURN, _ALLOW, "", "")],
+        "refuse": [(_RETURN, _ERRNO | errno.EPERM, "", "")],
+    }
+    lines = list(chain.from_iterable(blocks.values()))
+    places = dict(zip(blocks, accumulate(map(len, blocks.values()), initial=0), strict=False))
 
     def jump(place: str, here: int) -> int:
         return places[place] - here - 1 if place else 0
@@ -162,3 +194,7 @@ def _assembled(machine: str, process: int) -> bytes:
         struct.pack("=HBBI", code, jump(if_true, here), jump(if_false, here), value)
         for here, (code, value, if_true, if_false) in enumerate(lines)
     )
+
+
+def _always(place: str) -> tuple[int, int, str, str]:
+    return _AT_LEAST, 0, place, ""
