@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +18,14 @@ import httpx
 from pydantic import TypeAdapter
 
 from jobs.models import Artifact, File, Job, JobId, JobPage, JobSpec, Purpose, Ready, Status
-from medic_client.errors import DamagedDownloadError, MedicApiError, UnreachableError, WaitTimedOutError
+from medic_client.errors import (
+    DamagedDownloadError,
+    MalformedKeyError,
+    MedicApiError,
+    UnreachableError,
+    UnreadableAnswerError,
+    WaitTimedOutError,
+)
 
 _CHUNK_BYTES = 1 << 20
 _PAUSES_SECONDS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in all longer than a dead service takes to be back
@@ -40,19 +49,25 @@ class MedicClient:
     """Talks to one service.
 
     What may safely be sent twice is sent again, a few times, when the connection fails or the service asks for
-    patience (503). Every call raises ``MedicApiError`` when the service refuses and ``UnreachableError`` when it does
-    not answer.
+    patience (503). Every call raises ``MedicApiError`` when the service refuses, ``UnreachableError`` when it does not
+    answer and ``UnreadableAnswerError`` when the answer is not one of this service.
 
     Args:
         url: Where the service is, without ``/v1``.
-        api_key: Sent as bearer token; None sends none.
+        api_key: Sent as bearer token, without white space around it; None sends none.
         transport: Stands in for the network in tests.
+
+    Raises:
+        MalformedKeyError: ``api_key`` has characters that no key has.
     """
 
     def __init__(self, url: str, api_key: str | None, transport: httpx.BaseTransport | None = None) -> None:
+        key = (api_key or "").strip()
+        if not re.fullmatch("[!-~]*", key):  # what sends headers would quote all of it
+            raise MalformedKeyError
         self._http = httpx.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(60.0, connect=5.0),
             transport=transport,
         )
@@ -83,7 +98,7 @@ class MedicClient:
                 content=_chunks(path, size, progress),
             )
 
-        return File.model_validate_json(_patiently(put).content)
+        return _read(File.model_validate_json, _patiently(put))
 
     def create_job(self, spec: JobSpec, *, idempotency_key: str | None = None) -> Job:
         """Start a job on uploaded files: one, however often the request has to be sent.
@@ -97,7 +112,7 @@ class MedicClient:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         content = spec.model_dump_json().encode()
         response = _patiently(lambda: self._send("POST", "/v1/jobs", headers=headers, content=content))
-        return Job.model_validate_json(response.content)
+        return _read(Job.model_validate_json, response)
 
     def sanitize(self, spec: JobSpec, *, progress: Transferred = ignore) -> Job:
         """Upload files and start a job on them.
@@ -115,11 +130,11 @@ class MedicClient:
 
     def ready(self) -> Ready:
         """Ask whether jobs are accepted, and in what sandbox workers read them."""
-        return Ready.model_validate_json(self._send("GET", "/readyz").content)
+        return _read(Ready.model_validate_json, self._send("GET", "/readyz"))
 
     def job(self, job_id: JobId) -> Job:
         """Return a job as it is now."""
-        return Job.model_validate_json(self._get(f"/v1/jobs/{job_id}").content)
+        return _read(Job.model_validate_json, self._get(f"/v1/jobs/{job_id}"))
 
     def jobs(
         self,
@@ -134,7 +149,7 @@ class MedicClient:
         conditions = {"status": status, "model_sha256": model_sha256, "limit": str(limit), "after": after}
         conditions |= {f"metadata[{key}]": value for key, value in metadata.items()}
         params = {key: value for key, value in conditions.items() if value is not None}
-        return JobPage.model_validate_json(self._get("/v1/jobs", params=params).content)
+        return _read(JobPage.model_validate_json, self._get("/v1/jobs", params=params))
 
     def watch(self, job_id: JobId, *, timeout_seconds: float | None = None) -> Iterator[Job]:
         """Yield the job again and again, as often as the service asks for, the last time when it has ended.
@@ -145,7 +160,7 @@ class MedicClient:
         began = time.monotonic()
         while True:
             response = self._get(f"/v1/jobs/{job_id}")
-            job = Job.model_validate_json(response.content)
+            job = _read(Job.model_validate_json, response)
             yield job
             if job.terminal:
                 return
@@ -159,15 +174,26 @@ class MedicClient:
 
     def cancel(self, job_id: JobId) -> Job:
         """Ask for a job's end; it is ``cancelled`` once its process is dead."""
-        return Job.model_validate_json(self._send("POST", f"/v1/jobs/{job_id}/cancel").content)
+        return _read(Job.model_validate_json, self._send("POST", f"/v1/jobs/{job_id}/cancel"))
 
     def delete(self, job_id: JobId) -> None:
         """Forget a job that has ended, with its artifacts."""
-        _patiently(lambda: self._send("DELETE", f"/v1/jobs/{job_id}"))
+        is_repeated = False
+
+        def delete() -> None:
+            nonlocal is_repeated
+            may_be_done, is_repeated = is_repeated, True
+            try:
+                _read(_nothing, self._send("DELETE", f"/v1/jobs/{job_id}"))
+            except MedicApiError as error:
+                if not (may_be_done and error.problem.get("code") == "unknown_job"):
+                    raise
+
+        _patiently(delete)
 
     def artifacts(self, job_id: JobId) -> tuple[Artifact, ...]:
         """Return what a job has made."""
-        return _ARTIFACTS.validate_json(self._get(f"/v1/jobs/{job_id}/artifacts").content)
+        return _read(_ARTIFACTS.validate_json, self._get(f"/v1/jobs/{job_id}/artifacts"))
 
     def download(self, job_id: JobId, artifact: Artifact, folder: Path, *, progress: Transferred = ignore) -> Path:
         """Fetch an artifact into ``folder`` under its name, which appears only once every byte is proved by the digest.
@@ -189,11 +215,11 @@ class MedicClient:
 
     def methods(self) -> Any:
         """Return every removal method with the JSON schema of its settings."""
-        return self._get("/v1/methods").json()
+        return _read(json.loads, self._get("/v1/methods"))
 
     def architectures(self) -> Any:
         """Return every architecture that a model may have."""
-        return self._get("/v1/architectures").json()
+        return _read(json.loads, self._get("/v1/architectures"))
 
     def _get(self, path: str, params: Mapping[str, str] | None = None) -> httpx.Response:
         return _patiently(lambda: self._send("GET", path, params=params))
@@ -269,6 +295,24 @@ def _accepted(response: httpx.Response) -> httpx.Response:
     if not isinstance(problem, dict):  # not the service but something before it
         problem = {"title": response.reason_phrase, "detail": response.text[:200]}
     raise MedicApiError(response.status_code, problem, _retry_after_seconds(response))
+
+
+def _read(reader: Callable[[bytes], Result], response: httpx.Response) -> Result:
+    """Return what an answer says.
+
+    Raises:
+        UnreadableAnswerError: It says nothing that this service would.
+    """
+    try:
+        return reader(response.content)
+    except ValueError as error:  # pydantic's is one
+        kind = response.headers.get("Content-Type", "of no type")
+        raise UnreadableAnswerError(response.url.path, response.status_code, kind) from error
+
+
+def _nothing(content: bytes) -> None:
+    if content:
+        raise ValueError
 
 
 def _retry_after_seconds(response: httpx.Response) -> float | None:

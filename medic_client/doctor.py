@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from jobs.models import Check, CheckState, Diagnosis, WorkerSandbox
-from medic_client.errors import MedicApiError, UnreachableError
+from medic_client.errors import MedicClientError
 from medic_client.service import remote
 
 
@@ -39,7 +39,7 @@ def _service(environment: Mapping[str, str]) -> Iterator[Check]:
     try:
         with remote(environment) as client:
             ready = client.ready()
-    except (MedicApiError, UnreachableError) as error:
+    except MedicClientError as error:
         yield Check(name="service", state="broken", detail=f"{url}: {error}")
         return
     yield Check(name="service", state="ok", detail=f"{url} takes jobs; workers hear of them by {ready.queue}")

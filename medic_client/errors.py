@@ -30,6 +30,23 @@ class MedicApiError(MedicClientError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class MalformedKeyError(MedicClientError):
+    """The API key has characters that no key has. The message does not show it."""
+
+    def __init__(self) -> None:
+        super().__init__("the API key (MEDIC_API_KEY) has characters that no key has; it reads mdk_<id>_<secret>")
+
+
+class UnreadableAnswerError(MedicClientError):
+    """The answer is no JSON, or not that of this service."""
+
+    def __init__(self, path: str, status: int, kind: str) -> None:
+        super().__init__(
+            f"the answer to {path} is not one of this service ({status}, {kind}): check MEDIC_URL, and that client and "
+            "service are of one version"
+        )
+
+
 class UnreachableError(MedicClientError):
     """No answer from the service."""
 

@@ -19,6 +19,7 @@ from medic_client.display import comparison_table, console, download_all, follow
 from medic_client.doctor import checks_table, examine
 from medic_client.errors import (
     JobFailedError,
+    MalformedKeyError,
     MedicApiError,
     MedicClientError,
     UnreachableError,
@@ -57,6 +58,8 @@ class _ExitCodes(click.Group):
 
 def _exit_code(error: Exception) -> int:
     match error:
+        case MalformedKeyError():
+            return USAGE
         case MedicApiError(status=401 | 403):
             return NOT_ALLOWED
         case WaitTimedOutError():

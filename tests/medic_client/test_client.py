@@ -13,7 +13,14 @@ import pytest
 from jobs.models import Artifact, DataSpec, Job, JobId, JobSpec, ModelSpec
 from medic_client import client as client_module
 from medic_client.client import MedicClient
-from medic_client.errors import DamagedDownloadError, MedicApiError, UnreachableError, WaitTimedOutError
+from medic_client.errors import (
+    DamagedDownloadError,
+    MalformedKeyError,
+    MedicApiError,
+    UnreachableError,
+    UnreadableAnswerError,
+    WaitTimedOutError,
+)
 from tests.medic_client.fake_service import file_json, job_json
 
 CONTENT = bytes(range(256)) * 5000
@@ -109,6 +116,70 @@ def test_an_answer_that_is_still_being_made_is_waited_for(pauses):
     spec = JobSpec(model=ModelSpec(file_id="file_1", architecture="medic/x"), clean_data=DataSpec(file_id="file_2"))
     assert client.create_job(spec).id == "job_1"
     assert (len(seen), pauses) == (60, [1.0] * 59)  # the service holds a key for so long that nobody answers
+
+
+UNKNOWN = httpx.Response(404, json={"code": "unknown_job"})
+
+
+@pytest.mark.parametrize("failure", [LOST, httpx.ReadTimeout("slow"), BUSY], ids=["lost", "slow", "busy"])
+def test_a_job_that_is_gone_when_its_deletion_is_repeated_is_deleted(failure):
+    client, seen = failing_first(1, lambda _: UNKNOWN, failure)
+    client.delete(JobId("job_1"))
+    assert seen == ["DELETE", "DELETE"]
+
+
+@pytest.mark.parametrize("failure", [None, LOST], ids=["at once", "repeated"])
+@pytest.mark.parametrize("answer", [UNKNOWN, httpx.Response(404), httpx.Response(409, json={"code": "not_finished"})])
+def test_a_deletion_is_refused_unless_its_own_repetition_found_nothing(failure, answer):
+    client, _ = failing_first(1 if failure else 0, lambda _: answer, failure)
+    if failure and answer is UNKNOWN:
+        client.delete(JobId("job_1"))
+    with pytest.raises(MedicApiError):  # of two calls the second repeats nothing
+        client.delete(JobId("job_1"))
+
+
+@pytest.mark.parametrize("space", ["\n", "\r\n", " ", "\t"])
+def test_white_space_around_a_key_is_no_part_of_it(space):
+    sent: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["Authorization"])
+        return httpx.Response(200, json=job_json())
+
+    MedicClient("http://service", f"{space}mdk_a_b{space}", transport=httpx.MockTransport(handler)).job(JobId("job_1"))
+    assert sent == ["Bearer mdk_a_b"]
+
+
+@pytest.mark.parametrize("key", ["mdk_…", "mdk_a hidden", "mdk_a\nhidden", "mdk_a\x00hidden", "mdk_a\x7fhidden"])
+def test_a_key_that_cannot_be_sent_is_refused_unseen(key):
+    with pytest.raises(MalformedKeyError, match="MEDIC_API_KEY") as refused:
+        MedicClient("http://service", key)
+    assert not any(shown in repr(refused.value) for shown in ("mdk_a", "…", "hidden"))
+
+
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"", b"\xff\xfe"], ids=["a page", "nothing", "no text"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.job(JobId("job_1")),
+        lambda client: client.jobs(),
+        lambda client: next(client.watch(JobId("job_1"))),
+        lambda client: client.cancel(JobId("job_1")),
+        lambda client: client.artifacts(JobId("job_1")),
+        lambda client: client.ready(),
+        lambda client: client.methods(),
+        lambda client: client.architectures(),
+        lambda client: client.upload(Path(__file__), "model"),
+        lambda client: client.create_job(
+            JobSpec(model=ModelSpec(file_id="1", architecture="medic/x"), clean_data=DataSpec(file_id="2"))
+        ),
+    ],
+    ids=["job", "jobs", "watch", "cancel", "artifacts", "ready", "methods", "architectures", "upload", "create_job"],
+)
+def test_success_that_is_not_of_this_service_is_an_error_that_says_where_to_look(ask, body):
+    client = client_of(lambda _: httpx.Response(200, content=body, headers={"Content-Type": "text/html"}))
+    with pytest.raises(UnreadableAnswerError, match=r"200, text/html.*check MEDIC_URL"):
+        ask(client)
 
 
 def test_patience_ends():

@@ -171,10 +171,11 @@ def refused(status: int) -> httpx.Response:
         (refused(422), 5, "because"),
         (refused(500), 5, "because"),
         (refused(503), 5, "because"),
+        (httpx.Response(200, text="<html>welcome</html>"), 5, "check MEDIC_URL"),
         (httpx.ConnectError("connection refused"), 7, "connection refused"),
         (RuntimeError("a bug"), 5, "a bug"),
     ],
-    ids=["401", "403", "404", "422", "500", "503", "unreachable", "bug"],
+    ids=["401", "403", "404", "422", "500", "503", "a page", "unreachable", "bug"],
 )
 @pytest.mark.parametrize(
     "command",
@@ -194,6 +195,28 @@ def test_every_command_says_by_its_exit_code_what_went_wrong(fake, command, refu
     assert result.exit_code == code
     assert said in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("jobs", "list"), ("jobs", "delete", "job_1"), ("watch", "job_1"), ("demo", "--out", "never")],
+    ids=" ".join,
+)
+def test_a_key_that_cannot_be_sent_is_a_usage_error_before_anything_is_sent_and_is_not_shown(
+    fake, monkeypatch, command
+):
+    monkeypatch.setenv("MEDIC_API_KEY", "mdk_a_hiddén")
+    result = medic(*command)
+    assert result.exit_code == 2
+    assert "MEDIC_API_KEY" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "hidd" not in result.output
+    assert fake.asked == []
+
+
+def test_a_key_that_was_read_with_its_line_end_is_taken(monkeypatch):
+    monkeypatch.setenv("MEDIC_API_KEY", "mdk_a_b\n")
+    assert medic("jobs", "show", "job_1").exit_code == 0
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled"])
@@ -444,6 +467,22 @@ def test_doctor_without_a_url_asks_nobody_and_an_unreachable_service_is_broken(f
     monkeypatch.delenv("MEDIC_URL")
     assert medic("doctor").exit_code == 0
     assert fake.asked == []
+
+
+@pytest.mark.parametrize(
+    ("key", "answer", "said"),
+    [("mdk_…", None, "MEDIC_API_KEY"), ("mdk_a_b", httpx.Response(200, text="<html>"), "check MEDIC_URL")],
+    ids=["key", "answer"],
+)
+def test_doctor_tells_a_key_that_cannot_be_sent_and_an_answer_of_something_else(fake, monkeypatch, key, answer, said):
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    monkeypatch.setenv("MEDIC_API_KEY", key)
+    fake.refusal = answer
+    result = medic("doctor", "--json")
+    assert result.exit_code == 5
+    check = json.loads(result.stdout)["checks"][-1]
+    assert (check["name"], check["state"]) == ("service", "broken")
+    assert said in check["detail"]
 
 
 def test_doctor_says_when_the_worker_here_cannot_even_be_looked_at(monkeypatch, tmp_path):
