@@ -73,6 +73,9 @@ class ArtifactStore(Protocol):
             BlobMissingError: There is none of that digest.
         """
 
+    def let_go(self, sha256: str) -> None:
+        """Let a blob be collected however young it is, unless a record names it or it is put again."""
+
     def collect(self, live: Callable[[], set[str]], *, older_than_seconds: float) -> int:
         """Remove what is older and not named by ``live()``; return how many blobs and stale temporary files that were.
 
@@ -126,6 +129,11 @@ class FolderStore:
         if re.fullmatch("[0-9a-f]{64}", sha256) and (path := self._place(sha256)).is_file():
             return path
         raise BlobMissingError(f"the bytes of {sha256} are not in the store")
+
+    def let_go(self, sha256: str) -> None:
+        """Let a blob be collected however young it is, unless a record names it or it is put again."""
+        with suppress(OSError):  # it then goes when it is old
+            os.utime(self._place(sha256), (0, 0))
 
     def collect(self, live: Callable[[], set[str]], *, older_than_seconds: float) -> int:
         """Remove blobs that no record names, and temporary files of dead writers, when older.

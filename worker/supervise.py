@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.artifacts import NO_ROOM, ArtifactStore
@@ -159,6 +159,11 @@ class _Run:
     claim: Claim
     watch: Watch
     task_dir: Path
+    last: CheckpointRecord | None = field(init=False)
+    """Where another attempt would go on from."""
+
+    def __post_init__(self) -> None:
+        self.last = self.claim.checkpoint
 
     def outcome(self) -> Outcome:
         self._advance("fetch")
@@ -212,12 +217,19 @@ class _Run:
                 record = CheckpointRecord(blob.sha256, epoch)
                 kept = self._patiently(lambda: self.supervisor.jobs.save_checkpoint(self.claim, record))
                 path.unlink()
+                if kept:
+                    self._goes_on_from(record)
                 if self.watch.stopping.is_set():
                     self.watch.safe.set()
-                if kept:
-                    log.info("checkpoint of epoch %d kept", epoch)
             case Advanced(phase=phase, progress=progress):
                 self._advance(phase, progress)
+
+    def _goes_on_from(self, record: CheckpointRecord) -> None:
+        """Let the checkpoint before go: those of an hour may be more than the disk holds."""
+        log.info("checkpoint of epoch %d kept", record.epoch)
+        if self.last and self.last.sha256 != record.sha256:
+            self.supervisor.artifacts.let_go(self.last.sha256)
+        self.last = record
 
     def _advance(self, phase: Phase, progress: Progress | None = None) -> None:
         try:

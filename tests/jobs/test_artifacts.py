@@ -171,6 +171,16 @@ def test_a_blob_that_is_put_again_counts_as_new(store: FolderStore) -> None:
     assert store.path(blob.sha256).read_bytes() == b"again"
 
 
+def test_a_blob_that_was_let_go_is_collected_young_unless_it_is_named_or_put_again(store: FolderStore) -> None:
+    unnamed, named, again = (store.put_bytes(content) for content in (b"a", b"b", b"c"))
+    for blob in (unnamed, named, again, Blob("0" * 64, 0)):
+        store.let_go(blob.sha256)
+    store.put_bytes(b"c")
+    assert store.collect(lambda: {named.sha256}, older_than_seconds=HOUR) == 1
+    assert store.path(named.sha256).exists()
+    assert store.path(again.sha256).exists()
+
+
 def test_a_blob_that_is_put_again_while_collecting_stays(store: FolderStore) -> None:
     blob = store.put_bytes(b"again")
     make_old(store, blob)

@@ -117,7 +117,7 @@ def children(
         assert on_event is not None
         for event in events:
             if isinstance(event, Checkpointed):
-                (task_dir / CHECKPOINT_FILE).write_bytes(b"state")
+                (task_dir / CHECKPOINT_FILE).write_bytes(f"state {event.epoch}".encode())
             on_event(event)
             assert not (task_dir / CHECKPOINT_FILE).exists()
         (task_dir / RESULT_FILE).write_bytes(left.get(RESULT_FILE, (result or Result()).model_dump_json().encode()))
@@ -293,6 +293,19 @@ def failing(real: Callable[..., Any], times: int, error: Exception = AWAY) -> Ca
         return real(*args, **settings)
 
     return call
+
+
+def test_a_job_leaves_one_checkpoint_to_collect_from_however_many_it_made(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = tuple(Checkpointed(epoch=epoch) for epoch in (1, 2, 3))
+    children(monkeypatch, events=events, trainer=Ended("stopped", -signal.SIGKILL))
+    house.run()
+    assert house.artifacts.collect(house.jobs.live_digests, older_than_seconds=3600) == 2
+    claim = house.jobs.claim(house.job_id)
+    assert claim is not None
+    assert claim.checkpoint is not None
+    assert house.artifacts.path(claim.checkpoint.sha256).read_bytes() == b"state 3"
 
 
 @pytest.mark.parametrize("method", ["advance", "inspected", "save_checkpoint", "finish"])
