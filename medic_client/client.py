@@ -21,6 +21,7 @@ from jobs.models import Artifact, File, Job, JobId, JobPage, JobSpec, Purpose, R
 from medic_client.errors import (
     DamagedDownloadError,
     MalformedKeyError,
+    MalformedUrlError,
     MedicApiError,
     UnreachableError,
     UnreadableAnswerError,
@@ -59,12 +60,19 @@ class MedicClient:
 
     Raises:
         MalformedKeyError: ``api_key`` has characters that no key has.
+        MalformedUrlError: ``url`` is none, or not one of HTTP.
     """
 
     def __init__(self, url: str, api_key: str | None, transport: httpx.BaseTransport | None = None) -> None:
         key = (api_key or "").strip()
         if not re.fullmatch("[!-~]*", key):  # what sends headers would quote all of it
             raise MalformedKeyError
+        try:
+            scheme = httpx.URL(url).scheme
+        except httpx.InvalidURL as error:
+            raise MalformedUrlError(url, str(error)) from error
+        if scheme not in ("http", "https"):
+            raise MalformedUrlError(url, "it begins with neither http:// nor https://")
         self._http = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},

@@ -37,6 +37,13 @@ class MalformedKeyError(MedicClientError):
         super().__init__("the API key (MEDIC_API_KEY) has characters that no key has; it reads mdk_<id>_<secret>")
 
 
+class MalformedUrlError(MedicClientError):
+    """The address of the service is none."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url!r} (MEDIC_URL) is no address of a service, such as https://medic.example: {reason}")
+
+
 class UnreadableAnswerError(MedicClientError):
     """The answer is no JSON, or not that of this service."""
 

@@ -20,6 +20,7 @@ from medic_client.doctor import checks_table, examine
 from medic_client.errors import (
     JobFailedError,
     MalformedKeyError,
+    MalformedUrlError,
     MedicApiError,
     MedicClientError,
     UnreachableError,
@@ -58,7 +59,7 @@ class _ExitCodes(click.Group):
 
 def _exit_code(error: Exception) -> int:
     match error:
-        case MalformedKeyError():
+        case MalformedKeyError() | MalformedUrlError():
             return USAGE
         case MedicApiError(status=401 | 403):
             return NOT_ALLOWED

@@ -31,6 +31,8 @@ def poll(opened: Supervisor) -> None:
                 run(job_id, jobs=opened.jobs, supervise=opened)
         except (JobsError, OSError, ValidationError) as error:
             log.warning("%s", error)
+        except Exception:
+            log.exception("unforeseen; the next job is looked for")  # of one job: others need this worker
         opened.stopping.wait(opened.settings.poll_seconds)
 
 

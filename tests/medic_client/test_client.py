@@ -16,6 +16,7 @@ from medic_client.client import MedicClient
 from medic_client.errors import (
     DamagedDownloadError,
     MalformedKeyError,
+    MalformedUrlError,
     MedicApiError,
     UnreachableError,
     UnreadableAnswerError,
@@ -155,6 +156,12 @@ def test_a_key_that_cannot_be_sent_is_refused_unseen(key):
     with pytest.raises(MalformedKeyError, match="MEDIC_API_KEY") as refused:
         MedicClient("http://service", key)
     assert not any(shown in repr(refused.value) for shown in ("mdk_a", "…", "hidden"))
+
+
+@pytest.mark.parametrize("url", ["http://service:port", "service:8000", "//service", "ftp://service", " "])
+def test_an_address_that_is_none_is_refused_at_once(url):
+    with pytest.raises(MalformedUrlError, match="MEDIC_URL"):
+        MedicClient(url, None)
 
 
 @pytest.mark.parametrize("body", [b"<html>welcome</html>", b"", b"\xff\xfe"], ids=["a page", "nothing", "no text"])

@@ -28,6 +28,7 @@ from jobs.settings import Settings
 from jobs.store import JobStore
 from jobs.tenant import Upload
 from tests.jobs.samples import SUCCESS, mine
+from worker import __main__ as polling
 from worker import run as running
 from worker import supervise
 from worker.children import NO_ROOM_STATUS, Ended, Watch
@@ -362,3 +363,21 @@ def test_folders_of_dead_attempts_are_left_while_the_database_is_away(
     monkeypatch.setattr(house.jobs, "live_attempts", failing(house.jobs.live_attempts, times=1))
     assert house.run().attempt == 1
     assert left.exists()
+
+
+def test_an_unforeseen_error_in_one_job_does_not_end_the_worker_that_polls(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.supervisor = replace(house.supervisor, settings=house.settings.model_copy(update={"poll_seconds": 0.001}))
+    tries: list[str] = []
+
+    def unforeseen(job_id: str, **_: Any) -> None:
+        tries.append(job_id)
+        if len(tries) == 2:
+            house.stopping.set()
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(polling, "run", unforeseen)
+    polling.poll(house.supervisor)
+    assert tries == [house.job_id] * 2
+    assert "RuntimeError: unforeseen" in caplog.text
