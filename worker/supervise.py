@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.artifacts import NO_ROOM, ArtifactStore
@@ -159,11 +159,6 @@ class _Run:
     claim: Claim
     watch: Watch
     task_dir: Path
-    last: CheckpointRecord | None = field(init=False)
-    """Where another attempt would go on from."""
-
-    def __post_init__(self) -> None:
-        self.last = self.claim.checkpoint
 
     def outcome(self) -> Outcome:
         self._advance("fetch")
@@ -227,9 +222,10 @@ class _Run:
     def _goes_on_from(self, record: CheckpointRecord) -> None:
         """Let the checkpoint before go: those of an hour may be more than the disk holds."""
         log.info("checkpoint of epoch %d kept", record.epoch)
-        if self.last and self.last.sha256 != record.sha256:
-            self.supervisor.artifacts.let_go(self.last.sha256)
-        self.last = record
+        before = self.claim.checkpoint
+        if before and before.sha256 != record.sha256:
+            self.supervisor.artifacts.let_go(before.sha256)
+        self.claim = replace(self.claim, checkpoint=record)
 
     def _advance(self, phase: Phase, progress: Progress | None = None) -> None:
         try:
