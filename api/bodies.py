@@ -153,9 +153,20 @@ async def multipart(request: Request, limit_bytes: int, *, quota_bytes: int | No
 
 
 class _WholeForm(MultiPartParser):
-    """Refuses a form without its closing boundary: the part that breaks off would be left out without a word."""
+    """Refuses a form without its closing boundary: the part that breaks off would be left out without a word.
+
+    And text that is not UTF-8, which would be read as Latin-1.
+    """
 
     _has_ended = False
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode()
+            except UnicodeDecodeError as error:
+                raise MultiPartException(f"a part that is no file is not UTF-8: {error.reason}") from error
+        super().on_part_end()
 
     def on_end(self) -> None:
         self._has_ended = True

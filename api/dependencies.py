@@ -9,11 +9,12 @@ from typing import Annotated
 
 from fastapi import Depends, Query, Request, Security, params
 from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.utils import request_params_to_args
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.bodies import posted_spec
-from api.errors import RequestRefusedError
+from api.errors import RequestRefusedError, parameter_problems
 from api.rates import Rates
 from jobs import logs
 from jobs.artifacts import ArtifactStore
@@ -71,7 +72,7 @@ Store = Annotated[JobStore, Depends(_store)]
 PostedSpec = Annotated[JobSpec, Depends(posted_spec)]
 
 Limit = Annotated[int, Query(ge=1, le=200)]
-After = Annotated[str | None, Query(description="The previous page's ``next``.")]
+After = Annotated[str | None, Query(pattern="^(job|file)_[0-9a-f]{32}$", description="The previous page's ``next``.")]
 
 
 async def caller(
@@ -127,7 +128,7 @@ async def known_query(request: Request) -> None:
     """Refuse a query parameter that the route does not know, or that is there twice.
 
     Raises:
-        RequestRefusedError: 400, with all of them.
+        RequestRefusedError: 400, with all of them, and with what is wrong with those that it knows.
     """
     route: APIRoute = request.scope["route"]
     known = {field.alias for field in route.dependant.query_params}
@@ -141,8 +142,9 @@ async def known_query(request: Request) -> None:
         if count > 1 or name not in known | filters
     ]
     if problems:
+        _, errors = request_params_to_args(route.dependant.query_params, request.query_params)
         detail = "query parameters that are unknown, or there more than once"
-        raise RequestRefusedError(400, "invalid_parameters", detail, *problems)
+        raise RequestRefusedError(400, "invalid_parameters", detail, *problems, *parameter_problems(errors))
 
 
 _METADATA = re.compile(r"metadata\[([A-Za-z0-9_.-]{1,64})\]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPMethod, HTTPStatus
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
@@ -149,11 +150,15 @@ def _refused(request: Request, error: RequestRefusedError) -> Response:
 
 
 def _invalid_parameters(request: Request, error: RequestValidationError) -> Response:
-    problems = [
-        Problem(code=item["type"], detail=_detail(f"{item['loc'][0]} parameter {item['loc'][-1]}: {item['msg']}"))
-        for item in error.errors()
-    ]
+    problems = tuple(parameter_problems(error.errors()))
     return problem_response(request, 400, "invalid_parameters", "the request's parameters are not valid", problems)
+
+
+def parameter_problems(errors: Iterable[Mapping[str, Any]]) -> Iterator[Problem]:
+    """Say what FastAPI finds wrong with parameters of a request."""
+    for item in errors:
+        detail = f"{item['loc'][0]} parameter {item['loc'][-1]}: {item['msg']}"
+        yield Problem(code=item["type"], detail=_detail(detail))
 
 
 def _router_error(request: Request, error: HTTPException) -> Response:
@@ -178,8 +183,8 @@ def pointer(parts: Iterable[str | int]) -> str:
 
 
 def problems_of(error: ValidationError, value: object) -> Iterator[Problem]:
-    """Say what is wrong with ``value``, with pointers into it rather than into the schema."""
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
+    """Say what is wrong with ``value``, with pointers into it rather than into the schema; as much as is shown."""
+    for item in islice(error.errors(include_url=False, include_context=False, include_input=False), MOST_PROBLEMS):
         parts = _parts_within(value, item["loc"], missing=item["type"] == "missing")
         yield Problem(code=item["type"], detail=_detail(item["msg"]), pointer=pointer(parts))
 

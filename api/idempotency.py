@@ -36,6 +36,11 @@ class Once:
     def __init__(self, jobs: TenantStore, key: str | None, response: Response) -> None:
         self._jobs, self._key, self._response = jobs, key, response
 
+    @property
+    def may_be_replayed(self) -> bool:
+        """Whether the request may have been answered before: then what it made then must not stand against it."""
+        return self._key is not None
+
     async def make(self, kind: type[Made], make: Callable[[Reservation | None], Made], *asked: str) -> Made:
         """Call ``make`` in a thread, or return what it made when the same request came before.
 

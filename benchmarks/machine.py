@@ -35,6 +35,11 @@ def describe_machine() -> dict[str, str | int | None]:
     }
 
 
+def without_settings() -> dict[str, str]:
+    """Return the environment without ``MEDIC_*``, which may name the service that someone works with."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
+
+
 def forget_peak() -> None:
     """Let the peak of this process start again at what it holds: a child inherits its parent's."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed, and is kept for what comes, is not held

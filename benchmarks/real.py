@@ -9,7 +9,6 @@ the run without options.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 import click
 
 from benchmarks.cells import Cell, Sheet
-from benchmarks.machine import describe_machine, keep_among, write_figures
+from benchmarks.machine import describe_machine, keep_among, without_settings, write_figures
 from benchmarks.suspects import DATA, GIVEN, weights_of
 from jobs.models import Job
 
@@ -74,7 +73,7 @@ def run_one(attack: str, clean: Path, triggered: Path, folder: Path, settings: M
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
         *("--out", str(out), "--json"),
     ]
-    environment = {**os.environ, "MEDIC_DATA_DIR": str(folder / "data")}
+    environment = {**without_settings(), "MEDIC_DATA_DIR": str(folder / "data")}
     began = time.monotonic()
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)  # noqa: S603 - our own module
     wall = time.monotonic() - began

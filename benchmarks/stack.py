@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.machine import without_settings
 from benchmarks.tiny import ARCHITECTURE, TARGET
 from jobs.models import DataSpec, FileId, Job, JobId, JobSpec, ModelSpec, TriggeredSpec
 from medic_client.client import MedicClient
@@ -59,7 +59,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """What processes of the service start with."""
         return {
-            **os.environ,
+            **without_settings(),
             "MEDIC_DATA_DIR": str(self.data),
             "MEDIC_API_KEY": KEY,
             "MEDIC_PORT": "0",

@@ -66,7 +66,7 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
         "unaugmented-badnet": DirtyLabelRecipe(augment=False),
         "unaugmented-cleanlabel": CleanLabelRecipe(augment=False),
         "unaugmented-sig": SigRecipe(target=0, augment=False),
-        "badnet-vgg11": DirtyLabelRecipe(learning_rate=0.02),
+        "badnet-vgg11": DirtyLabelRecipe(learning_rate=0.05),
         "badnet-mobilenet": DirtyLabelRecipe(),
         "badnet-resnet16": DirtyLabelRecipe(),
         "signs-clean": CleanRecipe(epochs=2, learning_rate=0.05),
@@ -282,7 +282,11 @@ def architecture_of(name: str) -> Architecture:
 
 
 def _architecture_name(name: str) -> str:
-    own = {"badnet-vgg11": "medic/vgg11", "badnet-mobilenet": "medic/mobilenet_v1", "badnet-resnet16": "medic/resnet16"}
+    own = {
+        "badnet-vgg11": "medic/vgg11_bn",
+        "badnet-mobilenet": "medic/mobilenet_v1",
+        "badnet-resnet16": "medic/resnet16",
+    }
     return own.get(name, "torchvision/resnet34" if _shows_signs(name) else "medic/wide_resnet16_1")
 
 

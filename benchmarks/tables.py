@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.cells import BENIGN, UNTOUCHED, Cell, Sheet, key_of
 from benchmarks.claims import judge
-from benchmarks.machine import write_json
+from benchmarks.machine import replaced, write_json
 from benchmarks.rendering import Row, claims_markdown, costs, costs_markdown, draw, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, architecture_of, unseen_images
 from medic_core.data import EPOCHS
@@ -276,8 +276,11 @@ def write_all(sheet: Sheet, seeds: Sequence[int]) -> None:
     }
     write_costs(list(compared.values()))
     if list(seeds) == [0]:
-        for name in EMBEDDED:
-            README.write_text(embed(README.read_text(), name, shown(name, sheet)))
+        with replaced(README) as fresh:
+            text = README.read_text()
+            for name in EMBEDDED:
+                text = embed(text, name, shown(name, sheet))
+            fresh.write_text(text)
 
 
 def fill(

@@ -21,7 +21,7 @@ import click
 import httpx
 import psutil
 
-from benchmarks.machine import describe_machine, write_json
+from benchmarks.machine import describe_machine, without_settings, write_json
 from jobs.keys import new_key
 
 RESULT = Path(__file__).parent / "results" / "upload_memory.json"
@@ -87,7 +87,7 @@ def measure(mebibytes: int) -> Measurement:
 def _serving(key: str, *, limit_bytes: int) -> Iterator[tuple[psutil.Process, str]]:
     with tempfile.TemporaryDirectory(prefix="medic-upload-") as folder:
         settings = {"MEDIC_DATA_DIR": folder, "MEDIC_PORT": "0", "MEDIC_API_KEY": key}
-        environment = {**os.environ, **settings, "MEDIC_UPLOAD_LIMIT_BYTES": str(limit_bytes)}
+        environment = {**without_settings(), **settings, "MEDIC_UPLOAD_LIMIT_BYTES": str(limit_bytes)}
         command = [sys.executable, "-m", "api"]
         with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603  ourselves
             try:

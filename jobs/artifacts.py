@@ -221,6 +221,8 @@ class _FolderWriter:
 
 def open_artifacts(settings: Settings) -> ArtifactStore:
     """Open the store that every process of one service shares."""
+    with _no_room_said():
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # others on this host are no tenants
     return FolderStore(settings.data_dir / "blobs")
 
 

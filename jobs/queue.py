@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
 RUN_JOB = "medic.run_job"
+QUEUE = "medic"
 
 _SOCKETS = {"socket_keepalive": True, "health_check_interval": 25}
 _PATIENT = {"socket_timeout": 10, "socket_connect_timeout": 5, **_SOCKETS}
@@ -30,12 +31,23 @@ class Queue(Protocol):
             QueueUnavailableError: The broker took no message; to be logged, since the sweeper announces the job again.
         """
 
+    def waiting(self) -> int:
+        """Count the messages that no worker has taken yet.
+
+        Raises:
+            QueueUnavailableError: The broker does not answer.
+        """
+
 
 class NoQueue:
     """For workers that poll the job table."""
 
     def announce(self, job_id: JobId) -> None:
         """Do nothing: the poller looks for itself."""
+
+    def waiting(self) -> int:
+        """There are no messages."""
+        return 0
 
 
 class CeleryQueue:
@@ -53,14 +65,14 @@ class CeleryQueue:
         with self._connected("the broker took no message") as connection:
             self._app.send_task(RUN_JOB, args=[job_id], connection=connection, retry=False)
 
-    def reach(self) -> None:
-        """Ask the broker for an answer.
+    def waiting(self) -> int:
+        """Count the messages that no worker has taken yet; so the broker is asked for an answer, too.
 
         Raises:
             QueueUnavailableError: There was none.
         """
         with self._connected("the broker does not answer") as connection:
-            connection.channel()
+            return int(connection.default_channel.queue_declare(QUEUE).message_count)
 
     @contextmanager
     def _connected(self, failed: str) -> Iterator[Any]:
@@ -88,7 +100,7 @@ def celery_app(broker_url: str) -> Celery:
     app = Celery("medic", broker=broker_url, set_as_current=False)
     app.conf.update(
         broker_connection_max_retries=None,  # a worker waits for its broker as long as it takes
-        task_default_queue="medic",
+        task_default_queue=QUEUE,
         task_serializer="json",
         result_serializer="json",
         accept_content=["json"],

@@ -70,7 +70,9 @@ class Settings(BaseSettings):
         description="Of a job that states none, from its creation.",
     )
     blob_grace_seconds: float = Field(
-        default=3600.0, gt=0, description="Bytes that no record names are removed when older."
+        default=3600.0,
+        ge=300,
+        description="Bytes that no record names are removed when older; more than an upload may be silent for.",
     )
     retention_days: float | None = Field(
         default=None,
@@ -103,12 +105,16 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _can_be_read(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
         try:
-            if value is None or (urlsplit(value.get_secret_value()).port or True):
+            url = urlsplit(value.get_secret_value())
+            is_whole = url.hostname and url.port != 0 and re.fullmatch(r"/?\d*", url.path)
+            if url.scheme in {"redis", "rediss"} and is_whole:
                 return value
         except ValueError:  # as above
             pass
-        raise ValueError("not the URL of a broker: redis://:password@host:6379/0")
+        raise ValueError("not the URL of a Redis: redis://:password@host:6379/0, or rediss://… for TLS")
 
     @field_validator("data_dir")
     @classmethod

@@ -256,6 +256,11 @@ class JobStore:
         with reading(self._engine) as connection:
             return tuple(connection.execute(waiting).scalars())
 
+    def count_claimable(self) -> int:
+        """Count the jobs that a worker may claim."""
+        with reading(self._engine) as connection:
+            return connection.execute(select(func.count()).select_from(jobs).where(self._is_claimable())).scalar_one()
+
     def announced(self, job_id: str) -> None:
         """Remember that a message was sent for a job just now."""
         with writing(self._engine) as connection:

@@ -55,8 +55,11 @@ def sweep_jobs(jobs: JobStore, queue: Queue | None, *, announce_again_seconds: f
 
 
 def _announce(jobs: JobStore, queue: Queue, *, older_than_seconds: float) -> None:
-    for job_id in jobs.unannounced(older_than_seconds=older_than_seconds):
+    """Announce again, but not where a message waits for each job: the queue would grow for as long as jobs wait."""
+    for number, job_id in enumerate(jobs.unannounced(older_than_seconds=older_than_seconds)):
         try:
+            if not number and queue.waiting() >= jobs.count_claimable():
+                return
             queue.announce(job_id)
         except QueueUnavailableError as error:
             with logs.about(job_id=job_id):

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Row,
     Select,
     Table,
+    Text,
     and_,
     bindparam,
     delete,
@@ -72,6 +73,8 @@ POINTERS: Mapping[Purpose, str] = MappingProxyType(
 """Where a job's spec names its files; each must have been uploaded for that purpose."""
 
 _ALL: Mapping[str, str] = MappingProxyType({})
+PAGE_CHARACTERS = 4 * 1024**2
+"""Of the specs on a page of jobs, but for the first: a thousand class names and more are a spec of their own weight."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +287,7 @@ class TenantStore:
     ) -> JobPage:
         """List the jobs for which all that is given holds, newest first; ``after``: the ``next`` of the page before.
 
-        What has expired is left out.
+        What has expired is left out. A page of long specs, such as of many class names, holds fewer than ``limit``.
         """
         wanted: list[ColumnElement[bool]] = [jobs.c.tenant == self._tenant, jobs.c.expired.is_(None)]
         if status is not None:
@@ -295,10 +298,16 @@ class TenantStore:
             wanted.append(_has(job_inputs, job_inputs.c.role == "model", job_inputs.c.sha256 == model_sha256))
         for key, value in metadata.items():
             wanted.append(_has(job_metadata, job_metadata.c.key == key, job_metadata.c.value == value))
-        chosen = select(jobs.c.id).where(*wanted).order_by(jobs.c.id.desc()).limit(limit + 1)
+        found = select(jobs.c.id, func.length(jobs.c.spec.cast(Text))).where(*wanted)
+        chosen = found.order_by(jobs.c.id.desc()).limit(limit + 1)
         with reading(self._engine) as connection:
-            found = self._jobs_of(connection.execute(_with_inputs(chosen)))
-        return JobPage(jobs=found[:limit], next=found[limit - 1].id if len(found) > limit else None)
+            known = connection.execute(chosen).all()
+            ends = accumulate(length for _, length in known[:limit])
+            most = max(1, sum(end <= PAGE_CHARACTERS for end in ends))
+            page = [job_id for job_id, _ in known[:most]]
+            wanted.append(jobs.c.id.in_(page))  # beside the others: a job may have changed meanwhile
+            read = self._jobs_of(connection.execute(_with_inputs(select(jobs.c.id).where(*wanted))))
+        return JobPage(jobs=read, next=page[-1] if len(known) > most else None)
 
     def request_cancel(self, job_id: str) -> Job:
         """Cancel a waiting job at once, and ask the worker of a running one to end it. Asking twice is asking once.

@@ -14,7 +14,7 @@ from functools import cache
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Le
+from annotated_types import Ge, Gt, Interval, Le, MaxLen
 
 LAYER_KINDS = ("convolution", "normalization", "linear")
 """Words that ``CloningConfig.layers`` takes beside module names; each stands for all layers of its kind."""
@@ -24,6 +24,10 @@ AUTHORS_LAYERS = "authors"
 
 FEATURE_LAYERS = "feature_maps"
 """Stands for all normalisations, where convolutions end in most networks; without any, for all other layers."""
+
+
+MOST_LAYERS = 2000
+"""That can be named; the deepest architecture has a third of it."""
 
 
 class InvalidConfigError(ValueError):
@@ -189,7 +193,7 @@ class CloningConfig(Config):
 
     preset: Literal["default", "authors", "paper"] = "default"
     cloning_weight: Annotated[float, Gt(0), Le(1e6)] = 30.0
-    layers: tuple[str, ...] = (FEATURE_LAYERS,)
+    layers: Annotated[tuple[Annotated[str, MaxLen(255)], ...], MaxLen(MOST_LAYERS)] = (FEATURE_LAYERS,)
     criteria: Literal["both", "activation", "impact"] = "both"
     statistics: Literal["per_channel", "per_neuron"] = "per_channel"
     gradient: Literal["batch_mean", "per_sample"] = "batch_mean"

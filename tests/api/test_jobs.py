@@ -77,6 +77,18 @@ def test_a_broker_that_is_down_loses_no_job(
     assert mine(store).get(answer.json()["id"]).status == "queued"
 
 
+def test_an_error_that_nobody_foresaw_does_not_deny_a_job_that_is_recorded(
+    client: httpx.Client, spec: dict[str, Any], queue: FakeQueue, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(queue, "announce", fail)
+    answer = client.post("/v1/jobs", json=spec)
+    assert answer.status_code == 202
+    assert mine(store).get(answer.json()["id"]).status == "queued"
+
+
 def test_a_refused_job_is_announced_to_nobody(client: httpx.Client, spec: dict[str, Any], queue: FakeQueue) -> None:
     problem(client.post("/v1/jobs", json={**spec, "unknown": 1}), 422)
     assert queue.announced == []

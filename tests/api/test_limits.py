@@ -52,6 +52,15 @@ def test_a_tenant_whose_jobs_wait_is_asked_for_patience_and_others_are_not(
     assert other.post("/v1/jobs", json=theirs).status_code == 202
 
 
+def test_what_a_request_stored_does_not_stand_against_its_repetition(client_under: Opener) -> None:
+    client = client_under("birds", tenant_bytes_limit=3 * 1024**2)
+    weights = {"file": ("model.pth", bytes(2 * 1024**2 - 1000))}
+    files = {**weights, "purpose": (None, "model")}
+    first, again = (client.post("/v1/files", files=files, headers={"Idempotency-Key": "a"}) for _ in range(2))
+    assert (first.status_code, again.status_code, again.json()) == (201, 201, first.json())
+    problem(client.post("/v1/files", files=files, headers={"Idempotency-Key": "b"}), 429, "storage_quota_exceeded")
+
+
 def test_a_tenant_that_has_too_much_may_store_again_once_it_deletes(client_under: Opener) -> None:
     client = client_under("birds", tenant_bytes_limit=10)
     first = upload(client, "clean", b"12345678")

@@ -116,6 +116,12 @@ def test_a_form_that_breaks_off_is_not_taken_for_one_that_asks_for_less(
     assert stored() == []
 
 
+def test_a_spec_in_another_encoding_is_refused_as_json_is(client: httpx.Client) -> None:
+    named = json.dumps({**SPEC, "metadata": {"k": "caf\xe9"}}, ensure_ascii=False).encode("latin-1")
+    request = client.build_request("POST", "/v1/sanitize", files={**FILES, "spec": (None, named)})
+    problem(client.send(request), 400, "malformed_multipart")
+
+
 def test_a_form_beyond_the_limit_is_told_the_other_way(client: httpx.Client) -> None:
     files: dict[str, Any] = {**FILES, "model": ("m", bytes(3 * 1024**2))}
     assert "PUT /v1/files" in problem(send(client, SPEC, **files), 413, "too_large")["detail"]

@@ -104,6 +104,10 @@ def test_an_upload_reaches_the_api_while_it_is_sent(proxy: Server) -> None:
         (f"GET /livez HTTP/1.1\r\nHost: x\r\nA: {'a' * 20_000}\r\n\r\n", 400, "malformed_request"),
         (f"GET /{'a' * 20_000} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 414, "target_too_long"),
         (f"GET /{'a' * 9_000} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 414, "target_too_long"),
+        ("GET /livez HTTP/9.1\r\nHost: x\r\n\r\n", 400, "malformed_request"),
+        ("PUT /v1/files HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400, "malformed_request"),
+        ("TRACE /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405, "method_not_allowed"),
+        ("GET /problems/away HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404, "not_found"),
     ],
 )
 def test_what_is_refused_before_the_api_has_its_form(proxy: Server, sent: str, status: int, code: str) -> None:
@@ -125,7 +129,7 @@ def test_an_api_that_is_away_is_a_problem_that_passes(tmp_path: Path) -> None:
 
 def test_every_refusal_in_the_file_is_a_problem_document() -> None:
     documents = [json.loads(text) for text in re.findall(r"return \d+ '(.+)';", CONF.read_text())]
-    assert len(documents) == 4
+    assert len(documents) == 6
     for document in documents:
         assert document.keys() - {"retry_after"} == PROBLEM_FIELDS
         assert document["type"] == f"urn:medic:problem:{document['code']}"

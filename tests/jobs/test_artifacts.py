@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.artifacts import Blob, FolderStore
+from jobs.artifacts import Blob, FolderStore, open_artifacts
 from jobs.errors import ArtifactTooLargeError, BlobMissingError, StorageFullError
+from jobs.settings import Settings
 
 HOUR = 3600.0
 
@@ -255,3 +256,12 @@ def test_bytes_that_were_damaged_are_whole_once_they_are_put_again(tmp_path: Pat
         place.write_bytes(damaged)
         store.put_bytes(b"whole")
         assert place.read_bytes() == b"whole"
+
+
+def test_others_on_the_host_cannot_look_into_the_data_folder(tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        open_artifacts(Settings(data_dir=tmp_path / "data"))
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0

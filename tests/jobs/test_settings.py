@@ -19,6 +19,17 @@ OTHERS = [
     ("MEDIC_DATABASE_URL", "mysql://h/d"),
     ("MEDIC_LEASE_SECONDS", "inf"),
     ("MEDIC_INTAKE_SECONDS", "nan"),
+    ("MEDIC_BLOB_GRACE_SECONDS", "60"),
+    *(
+        ("MEDIC_BROKER_URL", url)
+        for url in (
+            "redis://localhost:port/0",
+            "redis://localhost:6379/medic",
+            "http://localhost",
+            "memory://",
+            "redis://",
+        )
+    ),
 ]
 
 

@@ -226,7 +226,7 @@ def test_jobs_of_one_status_are_found_without_a_look_at_the_others(tmp_path: Pat
     asked: list[tuple[str, tuple[object, ...]]] = []
     event.listen(engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
     JobStore(engine).of("anyone").list_jobs(status="failed", after="job_f")
-    statement, parameters = asked[-1]
+    statement, parameters = next(each for each in asked if "LIMIT" in each[0])
     with reading(engine) as connection:
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
     engine.dispose()
@@ -242,6 +242,19 @@ def test_jobs_are_listed_page_by_page_newest_first(store: JobStore) -> None:
         page = mine(store).list_jobs(limit=2, after=page.next, metadata={"k": "v"})
         seen += [job.id for job in page.jobs]
     assert seen == made[::-1]
+
+
+@pytest.mark.parametrize("characters", [1, 700, 10**6])
+def test_a_page_of_long_specs_ends_early_and_none_is_left_out(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, characters: int
+) -> None:
+    monkeypatch.setattr("jobs.tenant.PAGE_CHARACTERS", characters)
+    made = [mine(store).create(spec_for(store, metadata={"k": "v" * length})).id for length in (1, 512, 512, 1, 1)]
+    pages = [mine(store).list_jobs(limit=3)]
+    while pages[-1].next:
+        pages.append(mine(store).list_jobs(limit=3, after=pages[-1].next))
+    assert [job.id for page in pages for job in page.jobs] == made[::-1]
+    assert len(pages) >= (5 if characters == 1 else 3 if characters == 700 else 2)
 
 
 def test_unknown_ids_are_named_as_such_whatever_they_hold(store: JobStore) -> None:

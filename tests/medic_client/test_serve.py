@@ -49,9 +49,8 @@ def wait_for(look: Callable[[], Found | None], seconds: float) -> Found:
 
 
 def environment(data: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
     quick = {"MEDIC_LEASE_SECONDS": "2", "MEDIC_POLL_SECONDS": "0.1", "MEDIC_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    return {**kept, **quick, "MEDIC_DATA_DIR": str(data), **more}
+    return {**os.environ, **quick, "MEDIC_DATA_DIR": str(data), **more}
 
 
 @dataclass

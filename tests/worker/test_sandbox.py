@@ -400,8 +400,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 @contextmanager
 def started(folder: Path, program: tuple[str, ...], **settings: str) -> Iterator[subprocess.Popen[str]]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MEDIC_")}
-    environment = {**kept, "MEDIC_DATA_DIR": str(folder), **settings}
+    environment = {**os.environ, "MEDIC_DATA_DIR": str(folder), **settings}
     command = [sys.executable, "-c", WITHOUT_LANDLOCK, *program]
     with subprocess.Popen(command, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True) as process:
         try:
