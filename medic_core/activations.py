@@ -146,7 +146,8 @@ class _RectifiedWatch(TorchFunctionMode):
 def is_map(output: torch.Size, images: torch.Size) -> bool:
     """Whether an output is a picture of the image: ``(b, channels, rows, columns)``, more than one position.
 
-    Both axes have shrunk alike, which they have not where channels come last.
+    Both axes have shrunk alike, which they have not where channels come last, unless these are as many as columns: of
+    such a layer ``channel_axis`` knows.
 
     Args:
         output: Shape of the output.
@@ -171,7 +172,8 @@ def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[
         images: A small batch for one forward pass, as the model takes it.
 
     Raises:
-        LayerNotFoundError: Listing every name that does not exist or does not run once; or nothing is left to record.
+        LayerNotFoundError: Listing every name that does not exist, does not run once or does not look at the image; or
+            nothing is left to record.
     """
     running = _running_layers(model, images)
     known = dict(model.named_modules())
@@ -195,8 +197,10 @@ def select_layers(model: nn.Module, chosen: Sequence[str], *, authors: Sequence[
         raise LayerNotFoundError(*problems)
     ordered = tuple(name for name in known if name in picked)
     everything = Layers(ordered, frozenset(ordered), last=ordered[-1])
-    with torch.no_grad(), record_outputs(model, everything) as records:  # says which do not run once
-        model(images)
+    with torch.enable_grad(), record_outputs(model, everything) as records:  # says which do not run once
+        model(images.detach().requires_grad_())
+    if blind := [name for name, record in records.items() if not record.output.requires_grad]:
+        raise LayerNotFoundError(*(f"what layer {name!r} puts out does not depend on the image" for name in blind))
     return Layers(ordered, _rewritten(model, ordered, images), last=list(records)[-1])
 
 

@@ -10,6 +10,9 @@ from torch import nn
 from medic_core.data import Batches
 from medic_core.evaluation import Share, accuracy, confusion_matrix
 
+_OF_THE_MACHINE = ("allocate memory", "out of memory", "CUDA", "CUBLAS", "CUDNN", "cuDNN")
+"""Parts of what torch says where not the model is at fault; it has no classes for them."""
+
 
 @dataclass(frozen=True)
 class ModelProblem:
@@ -50,14 +53,19 @@ def output_problems(model: nn.Module, images: Batches, *, num_classes: int) -> l
         model: In eval mode, on the device of the images.
         images: Of any kind; the first batch is looked at.
         num_classes: How many logits the model must return.
+
+    Raises:
+        RuntimeError: The machine fails, such as for want of memory.
     """
+    if num_classes < 2:
+        return [ModelProblem("model_output_invalid", "The model knows one class: it tells nothing apart.")]
     inputs, _ = next(images.in_order())
     try:
         with torch.no_grad():
             logits = model(inputs)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, AssertionError, ValueError) as error:
+        if any(text in str(error) for text in _OF_THE_MACHINE):
+            raise
         detail = f"The model does not take images of {inputs.shape[2]}×{inputs.shape[3]}: {error}"
         return [ModelProblem("model_input_rejected", detail)]
     if not isinstance(logits, torch.Tensor) or logits.shape != (len(inputs), num_classes):

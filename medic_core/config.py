@@ -135,8 +135,9 @@ class Config(Seeded):
 
     Attributes:
         epochs: Passes over the clean images. None: what their number asks for, see ``Batches.epochs``.
-        micro_batch_size: A batch goes through the model in parts of this many images, which bounds memory; the
-            gradient is that of the whole batch, except that batch normalisation sees a part only. None: all at once.
+        micro_batch_size: A batch goes through the model in parts of this many images, which bounds the memory of a
+            step; the gradient is that of the whole batch, except that batch normalisation sees a part only, and that
+            images are mixed within a part. None: all at once.
         optimizer: ``muon`` steps the weights of convolutions and linear layers by Muon (Jordan et al., 2024) and the
             rest, with matrices of more than 2,048 by 2,048, by Adam at a fifth of its rate; or ``adam`` or ``sgd``
             (momentum 0.9) steps everything.

@@ -28,12 +28,6 @@ class UnsupportedArchitectureError(MedicError):
     code = "unsupported_architecture"
 
 
-class ArchitectureMismatchError(MedicError):
-    """The tensors do not fit the architecture: missing, unexpected or differently shaped."""
-
-    code = "architecture_mismatch"
-
-
 class LayerNotFoundError(MedicError):
     """A chosen layer does not exist, a chosen kind matches none, or an output was never seen in a forward pass."""
 

@@ -13,6 +13,10 @@ from jobs.artifacts import NO_ROOM
 from worker.children import NO_ROOM_STATUS
 
 _NO_MEMORY_TEXTS = ("allocate memory", f"os error {errno.ENOMEM})")
+_NO_GPU_MEMORY_TEXTS = (
+    *("CUDA out of memory", "CUDA error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_INITIALIZED"),
+)
 _TOO_LARGE_TEXTS = (f"os error {errno.EFBIG})", "File too large")
 _TORCH_CANNOT_WRITE = ("iostream error", "unexpected pos", "PytorchStreamWriter failed")  # it does not say why
 _NO_ROOM_TEXTS = (
@@ -25,6 +29,11 @@ _NO_ROOM_TEXTS = (
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the process could not get the memory it asked for."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY_TEXTS)
+
+
+def is_out_of_gpu_memory(error: Exception) -> bool:
+    """Whether the GPU had no memory left: for tensors, or for what its libraries need at their first use."""
+    return any(text in str(error) for text in _NO_GPU_MEMORY_TEXTS)
 
 
 def is_too_large(error: Exception) -> bool:

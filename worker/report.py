@@ -26,7 +26,7 @@ from jobs.models import (
     TemperatureSearch,
     TemperatureTrial,
 )
-from medic_core.config import Config, RemovalConfig, SharedAdversarialConfig
+from medic_core.config import CloningConfig, Config, RemovalConfig, SharedAdversarialConfig
 from medic_core.evaluation import (
     Share,
     accuracy,
@@ -37,6 +37,9 @@ from medic_core.evaluation import (
 )
 from medic_core.removal.bisection import Trial, best
 from worker.task import Intake, Task
+
+FEWEST_MIXED = 4
+"""Images of a micro-batch in which pairs to be mixed are found as often as in a large one."""
 
 
 def evaluation(
@@ -142,18 +145,24 @@ def search_warnings(search: TemperatureSearch | None) -> tuple[str, ...]:
 
 
 def micro_batch_warnings(model: nn.Module, removal: RemovalConfig) -> tuple[str, ...]:
-    """Warn where micro-batches are not the same as the whole batch: batch normalisation looks at all it gets."""
+    """Warn where micro-batches are not the same as the whole batch: normalised, or mixed, together."""
     if not isinstance(removal, Config) or isinstance(removal, SharedAdversarialConfig):  # which only reads statistics
         return ()
     size = removal.micro_batch_size
     if size is None or size >= removal.batch_size:
         return ()
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        return ()
-    return (
-        f"Batch normalisation took its statistics from micro-batches of up to {size} images, not from the batch of"
-        f" {removal.batch_size}: with enough memory leave micro_batch_size out.",
-    )
+    warnings = []
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        warnings.append(
+            f"Batch normalisation took its statistics from micro-batches of up to {size} images, not from the batch of"
+            f" {removal.batch_size}: with enough memory leave micro_batch_size out."
+        )
+    if isinstance(removal, CloningConfig) and removal.mixing and size < FEWEST_MIXED:
+        warnings.append(
+            f"Fewer images were mixed than {removal.mixing:.0%}, or none: pairs are made within micro-batches, of which"
+            f" halves are distorted. Set micro_batch_size to {FEWEST_MIXED} at least."
+        )
+    return tuple(warnings)
 
 
 def input_records(task: Task, intake: Intake) -> dict[Purpose, InputRecord]:

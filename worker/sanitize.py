@@ -19,7 +19,7 @@ from medic_core.architectures import find_architecture
 from medic_core.checks import output_problems, problems_with
 from medic_core.config import CloningConfig, Config
 from medic_core.data import HOLDOUT_SHARE, Batches, blank, stratified_holdout
-from medic_core.errors import MedicError, WeightRangeError
+from medic_core.errors import MedicError, NonFiniteLossError, WeightRangeError
 from medic_core.evaluation import confusion_matrix
 from medic_core.removal import Checkpoint, Progress, Suspect, remove_backdoor
 from medic_core.removal.medic import layers_to_clone
@@ -178,8 +178,11 @@ def _round_as_given(clone: nn.Module, given: Mapping[str, Tensor]) -> None:
 
     Raises:
         WeightRangeError: Listing those that are too large for it.
+        NonFiniteLossError: The last step of training left weights that are no numbers.
     """
     state = clone.state_dict()
+    if ruined := [name for name in given if not bool(state[name].isfinite().all())]:
+        raise NonFiniteLossError(f"{', '.join(ruined)} became NaN or infinite: lower learning_rate.")
     problems = []
     for name, tensor in given.items():
         rounded = state[name].to(tensor.dtype)

@@ -16,7 +16,7 @@ from jobs.models import Progress as Shown
 from medic_core.removal import Progress
 from medic_core.removal.training import State
 from worker.children import Events
-from worker.exhaustion import exit_without_room, is_out_of_memory
+from worker.exhaustion import exit_without_room, is_out_of_gpu_memory, is_out_of_memory
 from worker.process import die_with_parent
 from worker.sanitize import sanitize
 from worker.task import (
@@ -112,6 +112,7 @@ def train(task_dir: Path) -> Result:
     """Run the task in ``task_dir``; running out of memory is a result like any other."""
     task = Task.model_validate_json((task_dir / TASK_FILE).read_bytes())
     intake = Intake.model_validate_json((task_dir / INTAKE_FILE).read_bytes())
+    torch.set_flush_denormal(True)  # before there are threads, which take it over
     torch.set_num_threads(task.threads or len(os.sched_getaffinity(0)))
     events = Events()
     relay = ProgressRelay(events)
@@ -125,9 +126,9 @@ def train(task_dir: Path) -> Result:
             advance=relay,
             alive=relay.alive,
         )
-    except torch.OutOfMemoryError as error:
-        return _out_of_memory("gpu_out_of_memory", error)
     except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or is_out_of_gpu_memory(error):
+            return _out_of_memory("gpu_out_of_memory", error)
         if not is_out_of_memory(error):
             raise
         return _out_of_memory("out_of_memory", error)

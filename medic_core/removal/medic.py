@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medic_core.activations import Layers, Recorded, Statistics, is_map, layer_statistics, record_outputs, select_layers
+from medic_core.activations import (
+    Layers,
+    Recorded,
+    Statistics,
+    channel_axis,
+    is_map,
+    layer_statistics,
+    record_outputs,
+    select_layers,
+)
 from medic_core.architectures import authors_layers
 from medic_core.config import CloningConfig, MedicConfig, Preprocessing
 from medic_core.corruption import Waves, add_noise, distort, exchanged, foreign_parts, leading_waves
@@ -102,8 +111,8 @@ class Cloning:
         config, names = self.config, self.layers.names
         lessons = self._lessons(images, labels, shown.whole, batch=batch)
         mass = self._mass(lessons) * len(images) / batch
-        for lesson in lessons:
-            shown.mix(lesson)
+        for name, lesson in zip(names, lessons, strict=True):
+            shown.mix(lesson, axis=channel_axis(self.teacher.get_submodule(name)))
         forget = config.compare == "after_relu"
         with record_outputs(self.clone, self.layers, forget_rectified=forget) as records:
             classification = shown.cross_entropy(self.clone(shown.images), labels) / batch
@@ -212,14 +221,18 @@ class Shown:
     mixed: slice
     foreign: Tensor
 
-    def mix(self, lesson: Lesson) -> None:
+    def mix(self, lesson: Lesson, *, axis: int) -> None:
         """Teach of mixed images, where they show their neighbour, what the suspect says of that one.
 
         A position of a map belongs to the image of which most of it is. A layer that is no map of the image, or of one
         position only, teaches nothing of a mixed image.
+
+        Args:
+            lesson: Overwritten.
+            axis: Of the layer's channels: where they come last, there is no map.
         """
         taught, importance, foreign = lesson.taught, lesson.importance, self.foreign
-        if not is_map(taught.shape, foreign.shape):
+        if axis != 1 or not is_map(taught.shape, foreign.shape):
             importance[self.mixed] = 0
         elif len(foreign):
             inside, (rows, columns) = foreign.to(taught.dtype), taught.shape[2:]

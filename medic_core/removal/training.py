@@ -70,8 +70,9 @@ class NoCheckpoint:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body under ``seed`` and give the caller's random state back afterwards, on every device."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    """Run the body under ``seed`` and give the caller's random state back afterwards, on every device in use."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=devices):  # to ask a GPU would start it, also for what runs on the CPU
         torch.manual_seed(seed)
         yield
 

@@ -180,8 +180,11 @@ class Biased(nn.Module):
         return self.fc(images.mean(dim=(2, 3))) + self.bias(torch.ones(1, 1))
 
 
-def test_a_layer_that_does_not_look_at_the_image_is_not_cloned(images: Tensor) -> None:
-    assert selected(Biased(), "linear", images=images).names == ("fc",)
+def test_a_layer_that_does_not_look_at_the_image_is_not_cloned_and_refused_by_name(images: Tensor) -> None:
+    net = frozen(Biased())
+    assert selected(net, "linear", images=images).names == ("fc",)
+    with pytest.raises(LayerNotFoundError, match="'bias'"):
+        select_layers(net, ["fc", "bias"], authors=(), images=images)
 
 
 def test_statistics_per_channel_are_the_authors_formula() -> None:

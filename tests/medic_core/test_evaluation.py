@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -127,3 +128,28 @@ def test_pre_flight_names_what_is_wrong_with_a_model() -> None:
     assert [each.code for each in problems_with(Broken(), right, num_classes=4)] == ["model_not_finite"]
     assert [each.code for each in problems_with(Reads(), right, num_classes=5)] == ["model_output_invalid"]
     assert [each.code for each in problems_with(TooLarge(), right, num_classes=4)] == ["model_input_rejected"]
+    assert [each.code for each in problems_with(Reads(), right, num_classes=1)] == ["model_output_invalid"]
+
+
+class Fails(nn.Module):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def forward(self, _: Tensor) -> Tensor:
+        raise RuntimeError(self.text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.",
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_failure_of_the_machine_is_not_the_model_s(text: str) -> None:
+    labels = torch.arange(200) % 4
+    with pytest.raises(RuntimeError, match=re.escape(text)):
+        problems_with(Fails(text), labelled(labels, labels), num_classes=4)

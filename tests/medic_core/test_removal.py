@@ -37,7 +37,7 @@ from medic_core.data import EPOCHS, STEPS, Batches
 from medic_core.errors import DataTooSmallError, LayerNotFoundError, NonFiniteLossError
 from medic_core.removal import Progress, Suspect, remove_backdoor
 from medic_core.removal.auto import split_holdout
-from medic_core.removal.medic import prepare_cloning
+from medic_core.removal.medic import Lesson, Shown, prepare_cloning
 from medic_core.removal.optimizers import Muon, build_optimizers
 from medic_core.removal.training import State, seeded, take_step, without_dropout
 
@@ -277,6 +277,25 @@ def test_a_step_never_waits_for_the_device(preset: str, suspect: Suspect, clean:
         waits.seen.clear()
         take_step(muon(cloning.clone), cloning.parts(*next(batches)))
     assert waits.seen == []
+
+
+def test_a_seed_does_not_start_a_gpu_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # asked for the state of one, torch would start it
+    with seeded(0):
+        first = torch.rand(1)
+    with seeded(0):
+        assert torch.rand(1) == first
+
+
+def test_a_layer_whose_channels_come_last_is_no_map_though_it_has_as_many_as_columns() -> None:
+    foreign = torch.ones(2, 1, 8, 8)
+    shown = Shown(torch.zeros(2, 3, 8, 8), 2, slice(0, 2), foreign)
+    taught = torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, 8, 8, 8)
+    for axis, swapped, weight in ((1, True, 1), (-1, False, 0)):
+        lesson = Lesson(taught.clone(), torch.ones(2, 8, 8, 8))
+        shown.mix(lesson, axis=axis)
+        assert torch.equal(lesson.taught, taught.flip(0) if swapped else taught)
+        assert (lesson.importance == weight).all()
 
 
 @each_training

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +23,10 @@ from medic_core.evaluation import confusion_matrix
 from medic_core.removal.training import NoCheckpoint
 from medic_core.suspect import Suspect
 from tests.threads import one_thread
+from worker.children import EVENTS_FD
 from worker.inspection import inspect
 from worker.sanitize import sanitize
-from worker.task import Result, Task
+from worker.task import INTAKE_FILE, TASK_FILE, Result, Task
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -125,6 +130,12 @@ def test_the_report_says_that_batch_normalisation_saw_micro_batches_only(inputs:
     result, report = sanitized(inputs, tmp_path, micro_batch_size=4)
     (warning,) = [each for each in report.warnings if "micro-batches of up to 4" in each]
     assert warning in result.warnings
+    assert not any("mixed" in each for each in report.warnings)
+
+
+def test_the_report_says_where_micro_batches_are_too_small_for_pairs(inputs: Path, tmp_path: Path) -> None:
+    result, _ = sanitized(inputs, tmp_path, micro_batch_size=2)
+    assert any("mixed" in each for each in result.warnings)
 
 
 def test_the_report_holds_the_number_of_epochs_that_was_trained(inputs: Path, tmp_path: Path) -> None:
@@ -203,18 +214,43 @@ def test_what_is_measured_is_what_is_delivered_in_the_precision_of_the_input(
     )
 
 
+@pytest.mark.parametrize(("value", "code"), [(7e4, "weights_out_of_range"), (math.nan, "nan_loss")])
 def test_weights_that_the_precision_of_the_input_cannot_hold_are_refused(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, code: str
 ) -> None:
-    def enlarged(suspect: Suspect, *_: object, **__: object) -> nn.Module:
+    def changed(suspect: Suspect, *_: object, **__: object) -> nn.Module:
         clone = suspect.trainable(torch.device("cpu"))
         with torch.no_grad():
-            clone.get_parameter("fc.weight").fill_(7e4)
+            clone.get_parameter("fc.weight").fill_(value)
         return clone
 
-    monkeypatch.setattr(worker.sanitize, "remove_backdoor", enlarged)
+    monkeypatch.setattr(worker.sanitize, "remove_backdoor", changed)
     result = run(task_of(halved(inputs, tmp_path), "clean", "test"), tmp_path)
     assert result.failure is not None
-    assert result.failure.code == "weights_out_of_range"
+    assert result.failure.code == code
     assert "fc.weight" in result.failure.message
     assert not (tmp_path / "out").exists()
+
+
+COUNTS_SUBNORMAL = """
+import sys
+from pathlib import Path
+import torch
+from worker import trainer
+
+def look(*_, **__):
+    print(int((torch.full((10**6,), 1e-39) * 1).count_nonzero()))
+    sys.exit()
+
+trainer.sanitize = look
+trainer.train(Path(sys.argv[1]))
+"""
+
+
+def test_a_trainer_takes_no_time_for_what_is_all_but_zero_on_none_of_its_threads(inputs: Path, tmp_path: Path) -> None:
+    task = task_of(inputs, "clean").model_copy(update={"threads": 2})
+    (tmp_path / INTAKE_FILE).write_text(inspect(task, tmp_path).model_dump_json())
+    (tmp_path / TASK_FILE).write_text(task.model_dump_json())
+    command = [sys.executable, "-c", COUNTS_SUBNORMAL, tmp_path]
+    ended = subprocess.run(command, env={**os.environ, EVENTS_FD: "2"}, capture_output=True, text=True)
+    assert ended.stdout == "0\n", ended.stderr
