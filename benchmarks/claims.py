@@ -11,6 +11,9 @@ from benchmarks.rendering import NO_REPAIR, Row
 
 Tables = Mapping[str, Sequence[Row]]
 
+LONGER = "medic 60 epochs"
+"""The row of preset default with more epochs, which is no method beside it."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -80,7 +83,8 @@ def _tenth_of_the_data(tables: Tables) -> bool | None:
 
 def _best_on_clean_label(tables: Tables) -> bool | None:
     """Of the methods that cost five points of accuracy or less: in the paper MEDIC costs three."""
-    rows = [row for row in tables["table1"] if row.attack == "cleanlabel" and row.method not in (*NO_REPAIR, "scratch")]
+    others = (*NO_REPAIR, "scratch", LONGER)
+    rows = [row for row in tables["table1"] if row.attack == "cleanlabel" and row.method not in others]
     success, accuracy, before = _curves(rows, "asr"), _curves(rows, "acc"), _accuracy_before(tables)
     if success is None or accuracy is None or before is None:
         return None
@@ -94,22 +98,26 @@ def _accuracy_before(tables: Tables) -> dict[str, float] | None:
     return {row.attack: row.figures["acc"] for row in rows} if rows and all(row.figures for row in rows) else None
 
 
-def _goal(tables: Tables) -> bool | None:
+def _leaves_least(chosen: str) -> Callable[[Tables], bool | None]:
     """By the mean of attack success, among methods whose accuracy falls by two points at most on average.
 
     What accuracy gains on one suspect makes up for nothing on another.
     """
-    rows, before = tables["table1"], _accuracy_before(tables)
-    if before is None or not all(row.figures for row in rows):
-        return None
-    fell: dict[str, list[float]] = {}
-    left: dict[str, list[float]] = {}
-    for row in rows:
-        if row.method not in NO_REPAIR:
-            fell.setdefault(row.method, []).append(max(0.0, before[row.attack] - row.figures["acc"]))
-            left.setdefault(row.method, []).append(row.figures["asr"])
-    kept = {method: mean(left[method]) for method, each in fell.items() if mean(each) <= 2}
-    return "medic" in kept and kept["medic"] <= min(kept.values())
+
+    def holds(tables: Tables) -> bool | None:
+        rows, before = tables["table1"], _accuracy_before(tables)
+        if before is None or not all(row.figures for row in rows):
+            return None
+        fell: dict[str, list[float]] = {}
+        left: dict[str, list[float]] = {}
+        for row in rows:
+            if row.method not in NO_REPAIR:
+                fell.setdefault(row.method, []).append(max(0.0, before[row.attack] - row.figures["acc"]))
+                left.setdefault(row.method, []).append(row.figures["asr"])
+        kept = {method: mean(left[method]) for method, each in fell.items() if mean(each) <= 2}
+        return chosen in kept and kept[chosen] <= min(kept.values())
+
+    return holds
 
 
 CLAIMS: Sequence[Claim] = (
@@ -124,6 +132,11 @@ CLAIMS: Sequence[Claim] = (
         _best_on_clean_label,
     ),
     Claim(
-        "Goal: of all methods that cost two points of accuracy or less, preset default leaves least, on average", _goal
+        "Goal: of all methods that cost two points of accuracy or less, preset default leaves least, on average",
+        _leaves_least("medic"),
+    ),
+    Claim(
+        "The same of preset default with 60 epochs, as many as preset authors has",
+        _leaves_least(LONGER),
     ),
 )

@@ -40,6 +40,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": UNTOUCHED,
     "benign": BENIGN,  # what the trigger does by itself, to a model without a backdoor
     "medic": {},
+    "medic 60 epochs": {"epochs": 60},  # as many as preset authors
     "medic authors": {"preset": "authors"},
     "fine_tune": {"method": "fine_tune"},
     "fine_prune": {"method": "fine_prune"},
