@@ -39,7 +39,7 @@ def create_app(
         redirect_slashes=False,
         responses=openapi.ANY_PROBLEM,
     )
-    key = record_of(settings.api_key.get_secret_value().strip()) if settings.api_key else None
+    key = record_of(settings.api_key.get_secret_value()) if settings.api_key else None
     app.state.services = Services(settings, jobs, artifacts, queue, key, Rates(settings.requests_per_minute))
     app.add_middleware(Envelope, patience=patience)
     errors.install(app)

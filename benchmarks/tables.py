@@ -17,7 +17,7 @@ import click
 import torch
 
 from benchmarks.cells import BENIGN, UNTOUCHED, Cell, Sheet, key_of
-from benchmarks.claims import judge
+from benchmarks.claims import LONGER, judge
 from benchmarks.machine import replaced, write_json
 from benchmarks.rendering import Row, claims_markdown, costs, costs_markdown, draw, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, architecture_of, unseen_images
@@ -40,7 +40,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "none": UNTOUCHED,
     "benign": BENIGN,  # what the trigger does by itself, to a model without a backdoor
     "medic": {},
-    "medic 60 epochs": {"epochs": 60},  # as many as preset authors
+    LONGER: {"epochs": 60},  # as many as preset authors
     "medic authors": {"preset": "authors"},
     "fine_tune": {"method": "fine_tune"},
     "fine_prune": {"method": "fine_prune"},

@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
+    @field_validator("api_key")
+    @classmethod
+    def _without_white_space(cls, value: SecretStr | None) -> SecretStr | None:
+        return value and SecretStr(value.get_secret_value().strip())
+
     @field_validator("database_url")
     @classmethod
     def _is_url(cls, value: SecretStr | None) -> SecretStr | None:

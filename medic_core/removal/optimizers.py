@@ -116,13 +116,19 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         return orthogonalized(matrices.mT).mT
     start: Tensor = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
     gram = start @ start.mT
-    product = torch.eye(len(gram[0]), dtype=gram.dtype, device=gram.device).expand_as(gram)
-    for _ in range(5):
-        factor = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
-        factor.diagonal(dim1=1, dim2=2).add_(3.4445)
-        product = factor @ product
+    product = factor = _quintic_factor(gram)
+    for _ in range(4):
         gram = factor @ gram @ factor
+        factor = _quintic_factor(gram)
+        product = factor @ product
     return product @ start
+
+
+def _quintic_factor(gram: Tensor) -> Tensor:
+    """What a step multiplies a matrix by, from its Gram matrix."""
+    factor = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+    factor.diagonal(dim1=1, dim2=2).add_(3.4445)
+    return factor
 
 
 def set_rates(optimizers: Sequence[torch.optim.Optimizer], share: float) -> None:
