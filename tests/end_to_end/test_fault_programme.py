@@ -98,10 +98,10 @@ def test_the_judge_sees_what_is_lost_doubled_and_untrue(inputs: Path, tmp_path: 
         ends = ("succeeded", "succeeded", "nan_loss", "succeeded")
         lost, _unasked, failed, twice = (house.post("F", end).job_id.result() for end in ends)
         house.wait_until_few(0)
-        for worker in house.workers:
-            signal_all(worker.family(), signal.SIGSTOP)
         engine = house.engine()
-        with writing(engine) as connection:
+        with writing(engine) as connection:  # nobody else holds the lock here, so none is stopped with it in hand
+            for worker in house.workers:
+                signal_all(worker.family(), signal.SIGSTOP)
             connection.execute(update(jobs).where(jobs.c.id == lost).values(status="running"))
         engine.dispose()
         del house.posted[1]
