@@ -30,6 +30,7 @@ def main(
     names: tuple[str, ...], seeds: tuple[int, ...], settings: tuple[str, ...], per_class: int | None, threads: int
 ) -> None:
     """Measure every combination that is not measured yet, and print its row."""
+    torch.set_flush_denormal(True)  # as a trainer does
     torch.set_num_threads(threads)
     for chosen in map(json.loads, settings):
         for name in names:

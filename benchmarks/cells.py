@@ -45,7 +45,8 @@ COLUMNS = (
 )
 KEY = ("suspect", "weights", "resolved", "clean")
 """Columns that tell a row from others: every setting, so that it is not taken for another when defaults change, and
-the suspect's weights, so that it is not taken for one of a model that was trained anew."""
+the suspect's weights, so that it is not taken for one of a model that was trained anew. Neither the code nor a trigger
+is among them: who changes what these do has to measure again, and to remove the rows."""
 Key = tuple[str, ...]
 
 UNTOUCHED = {"method": "none"}
@@ -80,6 +81,8 @@ class Cell:
         """Return the ``KEY`` of its row."""
         settled = self.settings in (UNTOUCHED, BENIGN)
         resolved = dict(self.settings) if settled else asdict(self.config())
+        if resolved.get("epochs", 0) is None:  # how many there are then is no setting
+            resolved["epochs"] = self.clean().epochs(self.config())
         if self.judged != self.suspect:
             resolved["model"] = digest_of(self.judged)
         values = (self.suspect, digest_of(self.suspect), json.dumps(resolved, sort_keys=True), str(len(self.clean())))

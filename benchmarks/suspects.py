@@ -65,7 +65,7 @@ RECIPES: Mapping[str, AnyRecipe] = MappingProxyType(
         "blending": BlendingRecipe(),
         "unaugmented-badnet": DirtyLabelRecipe(augment=False),
         "unaugmented-cleanlabel": CleanLabelRecipe(augment=False),
-        "unaugmented-sig": SigRecipe(target=0, augment=False),
+        "unaugmented-sig": SigRecipe(target=0, epochs=30, augment=False),
         "badnet-vgg11": DirtyLabelRecipe(learning_rate=0.05),
         "badnet-mobilenet": DirtyLabelRecipe(),
         "badnet-resnet16": DirtyLabelRecipe(),

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.cells import BENIGN, UNTOUCHED, Cell, Sheet, key_of
 from benchmarks.claims import LONGER, judge
-from benchmarks.machine import replaced, write_json
+from benchmarks.machine import held, replaced, write_json
 from benchmarks.rendering import Row, claims_markdown, costs, costs_markdown, draw, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, architecture_of, unseen_images
 from medic_core.data import EPOCHS
@@ -259,29 +259,35 @@ def write_costs(rows: Sequence[Row], results: Path = RESULTS) -> None:
 
 
 def write_all(sheet: Sheet, seeds: Sequence[int]) -> None:
-    """Write every table whole, the claims and the costs, and into the README what it shows.
+    """Write all results, and of seed 0 into the README what it shows; one process at a time."""
+    with held(str(RESULTS.resolve())):  # else rows that were read before another's would be written after them
+        write_results(sheet, seeds)
+        if list(seeds) == [0]:
+            with replaced(README) as fresh:
+                text = README.read_text()
+                for name in EMBEDDED:
+                    text = embed(text, name, shown(name, sheet))
+                fresh.write_text(text)
+
+
+def write_results(sheet: Sheet, seeds: Sequence[int], results: Path = RESULTS) -> None:
+    """Write every table whole, the claims and the costs.
 
     Claims are judged by the ``quick`` profile, since all cells of ``full`` take days.
     """
     tables = {name: rows_of(table, sheet, "full", seeds) for name, table in TABLES.items()}
     for name, rows in tables.items():
-        write(name, rows)
+        write(name, rows, results)
     claims = judge({name: rows_of(table, sheet, "quick", seeds) for name, table in TABLES.items()})
-    write_json(RESULTS / "claims.json", {"profile": "quick", "seeds": seeds, "claims": claims})
-    (RESULTS / "claims.md").write_text(claims_markdown(claims))
+    write_json(results / "claims.json", {"profile": "quick", "seeds": seeds, "claims": claims})
+    (results / "claims.md").write_text(claims_markdown(claims))
     compared = {
         (row.attack, row.method, row.seed): row
         for name in ("table1", "published")
         for row in tables[name]
         if architecture_of(row.attack) == architecture_of("badnet")  # the others' images are of other size and number
     }
-    write_costs(list(compared.values()))
-    if list(seeds) == [0]:
-        with replaced(README) as fresh:
-            text = README.read_text()
-            for name in EMBEDDED:
-                text = embed(text, name, shown(name, sheet))
-            fresh.write_text(text)
+    write_costs(list(compared.values()), results)
 
 
 def fill(
@@ -311,12 +317,13 @@ def main(
     torch.set_flush_denormal(True)  # as a trainer does
     torch.set_num_threads(threads)
     sheet, chosen = Sheet(RESULTS / "cells.csv"), [int(seed) for seed in seeds.split(",")]
+    written = sorted({0, *chosen})  # what is kept in the repository has seed 0
     for name in () if render else only or TABLES:
         for seed in chosen:
             for row in fill(TABLES[name], sheet, profile, seed, methods):
                 click.echo("  ".join(str(row[column]) for column in SHOWN))
-                write_all(sheet, chosen)
-    write_all(sheet, chosen)
+                write_all(sheet, written)
+    write_all(sheet, written)
 
 
 if __name__ == "__main__":

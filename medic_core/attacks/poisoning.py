@@ -10,6 +10,7 @@ from torch import Tensor
 from medic_core.attacks.triggers import Stamp
 from medic_core.config import Config, Preprocessing
 from medic_core.data import Batches
+from medic_core.errors import AttackOptionError
 
 
 def augmented(data: Batches, settings: Config, *, epoch: int) -> Batches:
@@ -58,8 +59,14 @@ def choose(count: int, *, share: float, seed: int) -> Tensor:
 
 
 def choose_of_class(labels: Tensor, *, target: int, share: float, seed: int) -> Tensor:
-    """Choose a share of a class's images at random, rounded down; return their indices."""
+    """Choose a share of a class's images at random, rounded down; return their indices.
+
+    Raises:
+        AttackOptionError: The class has no image.
+    """
     members = (labels == target).nonzero().flatten()
+    if not len(members):
+        raise AttackOptionError(f"the data has no image of class {target}, the target, whose images are poisoned")
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
     return members[order[: int(share * len(members))]]
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, Le
 
-from medic_core.config import Checked
+from medic_core.config import Checked, InvalidConfigError
 
 Share = Annotated[float, Interval(ge=0, le=1)]
 
@@ -108,6 +108,12 @@ class WarpRecipe(Recipe):
     share: Share = 0.1
     noise_share: Share = 0.2
 
+    def __post_init__(self) -> None:
+        """Check that both shares have room."""
+        super().__post_init__()
+        if self.share + self.noise_share > 1:
+            raise InvalidConfigError(f"share = {self.share} and noise_share = {self.noise_share} are more than 1 together")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompositeRecipe(Recipe):
@@ -124,6 +130,12 @@ class CompositeRecipe(Recipe):
     classes: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 1)
     share: Share = 0.1
     same_share: Share = 0.5
+
+    def __post_init__(self) -> None:
+        """Check that there are two classes."""
+        super().__post_init__()
+        if len(set(self.classes)) < 2:
+            raise InvalidConfigError(f"classes = {self.classes} are not two classes")
 
 
 @dataclass(frozen=True, kw_only=True)

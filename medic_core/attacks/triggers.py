@@ -37,7 +37,14 @@ def badnet(images: Tensor) -> Tensor:
 
 
 def patch(images: Tensor, pattern: Tensor) -> Tensor:
-    """Stamp ``pattern``, ``(3, rows, columns)``, on the bottom right corner; gradients flow to it, if it takes any."""
+    """Stamp ``pattern``, ``(3, rows, columns)``, on the bottom right corner; gradients flow to it, if it takes any.
+
+    Raises:
+        AttackOptionError: The images are smaller than that.
+    """
+    (height, width), (rows, columns) = images.shape[-2:], pattern.shape[-2:]
+    if height < rows or width < columns:
+        raise AttackOptionError(f"images of {height}×{width} pixels have no room for a pattern of {rows}×{columns}")
     stamped = images.clone()
     stamped[..., -pattern.shape[1] :, -pattern.shape[2] :] = pattern.to(images.device)
     return stamped

@@ -5,23 +5,28 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import cells
 from benchmarks.cells import BENIGN, COLUMNS, UNTOUCHED, Cell, Sheet
 from benchmarks.claims import judge
 from benchmarks.rendering import Row, costs, markdown
 from benchmarks.suspects import PUBLISHED, RECIPES, ZOO, architecture_of, digest_of
-from benchmarks.tables import EMBEDDED, METHODS, README, RESULTS, TABLES, embed, rows_of, shown, write
-from medic_core.config import RemovalConfig
+from benchmarks.tables import EMBEDDED, METHODS, README, RESULTS, TABLES, embed, rows_of, shown, write, write_results
+from medic_core.config import Preprocessing, RemovalConfig
+from medic_core.data import EPOCHS, Batches
 
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some classes have less than 250 of the 2,500 images, so that 250 of each are fewer."""
     amounts = {None: 2500, 250: 2454}
-    monkeypatch.setattr(
-        cells, "clean_images", lambda _, per_class: range(amounts.get(per_class, 10 * (per_class or 0)))
-    )
+
+    def clean_images(name: str, per_class: int | None) -> Batches:
+        count = 100 if name.startswith("signs-") else amounts.get(per_class, 10 * (per_class or 0))
+        return Batches(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.zeros(count).long(), Preprocessing())
+
+    monkeypatch.setattr(cells, "clean_images", clean_images)
 
 
 def row(cell: Cell, **figures: object) -> dict[str, object]:
@@ -143,6 +148,24 @@ def test_what_is_missing_is_said_to_be_missing(tmp_path: Path) -> None:
     assert (tmp_path / "table1.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_results_that_are_kept_are_what_is_written_of_the_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.tables.draw", lambda *_args, **_more: None)  # a plot may differ by its fonts
+    write_results(Sheet(RESULTS / "cells.csv"), [0], tmp_path)
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert {f"{name}.{kind}" for name in TABLES for kind in ("csv", "json", "md")} < set(written)
+    assert written == {name: (RESULTS / name).read_text() for name in written}
+
+
+def test_a_row_is_of_the_epochs_that_were_trained_whatever_the_default_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = Cell("badnet", {})
+    assert cell.key() == Cell("badnet", {"epochs": EPOCHS}).key()
+    before = cell.key()
+    monkeypatch.setattr("medic_core.data.EPOCHS", 2 * EPOCHS)
+    assert cell.key() != before
+
+
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_readme_shows_the_tables_that_are_kept(name: str) -> None:
     text = README.read_text()
@@ -250,6 +273,11 @@ def test_the_claim_on_architectures_is_about_the_best_temperature_of_each(worst:
     rows = curve("vgg11", {1: 50.0, 3: 2.0}, "asr") + curve("mobilenet", {1: 1.0, 3: 9.0}, "asr")
     rows += curve("resnet16", {1: worst, 3: 9.0}, "asr")
     assert verdicts(figure8=rows)["Fig. 8"] == here
+
+
+def test_one_architecture_that_keeps_the_attack_is_enough_to_tell_whatever_is_missing_of_others() -> None:
+    rows = curve("resnet16", {1: 6.0, 3: 9.0}, "asr") + curve("vgg11", {1: MISSING, 3: 1.0}, "asr")
+    assert verdicts(figure8=rows)["Fig. 8"] == "fails"
 
 
 @pytest.mark.parametrize(("seeds", "here"), [((60.0, 4.0), "fails"), ((4.0, 5.0), "holds")])

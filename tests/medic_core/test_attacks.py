@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from medic_core.attacks.clean_label import adversarial, harden_in_training
 from medic_core.attacks.composite import add_composites, pairs_of_classes
-from medic_core.attacks.poisoning import augmented, choose, poison, poison_class
+from medic_core.attacks.poisoning import augmented, choose, choose_of_class, poison, poison_class
 from medic_core.attacks.recipes import (
     TRIGGER_OF,
     AnyRecipe,
@@ -30,7 +30,7 @@ from medic_core.attacks.training import AS_IT_IS, stamp, train_backdoored
 from medic_core.attacks.triggers import TRIGGERS, Trigger, badnet, find_trigger, patch, polygon, sig
 from medic_core.attacks.twins import hold_all_layers, learn_pattern, with_twins
 from medic_core.attacks.warp import displacement, noisy_warp, poison_by_warping, warp
-from medic_core.config import Config, Preprocessing
+from medic_core.config import Config, InvalidConfigError, Preprocessing
 from medic_core.data import Batches
 from medic_core.errors import AttackOptionError
 
@@ -108,6 +108,28 @@ def test_a_trigger_names_what_it_lacks_and_what_it_does_not_take():
     ]:
         with pytest.raises(AttackOptionError, match=said):
             find_trigger(kind, **given)
+
+
+def test_a_pattern_that_has_no_room_is_refused():
+    with pytest.raises(AttackOptionError, match=r"2×5.*3×3"):
+        find_trigger("badnet").on(noise()[..., :2, :5], torch.zeros(len(noise()), dtype=torch.int64))
+
+
+def test_a_class_without_images_cannot_be_poisoned():
+    with pytest.raises(AttackOptionError, match="class 7"):
+        choose_of_class(torch.arange(5), target=7, share=0.5, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: CompositeRecipe(classes=(3, 3)), "not two classes"),
+        (lambda: WarpRecipe(share=0.8, noise_share=0.3), "more than 1 together"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(make, said):
+    with pytest.raises(InvalidConfigError, match=said):
+        make()
 
 
 def test_sig_has_six_periods():
