@@ -27,7 +27,7 @@ from benchmarks.suspects import (
     triggered,
     weights_of,
 )
-from medic_core.config import RemovalConfig, expand_preset
+from medic_core.config import Config, RemovalConfig, expand_preset
 from medic_core.data import Batches
 from medic_core.evaluation import (
     accuracy,
@@ -79,10 +79,13 @@ class Cell:
 
     def columns(self) -> dict[str, str]:
         """Return the ``KEY`` of its row."""
-        settled = self.settings in (UNTOUCHED, BENIGN)
-        resolved = dict(self.settings) if settled else asdict(self.config())
-        if resolved.get("epochs", 0) is None:  # how many there are then is no setting
-            resolved["epochs"] = self.clean().epochs(self.config())
+        if self.settings in (UNTOUCHED, BENIGN):
+            resolved = dict(self.settings)
+        else:
+            config = self.config()
+            resolved = asdict(config)
+            if isinstance(config, Config) and config.epochs is None:  # how many there are then is no setting
+                resolved["epochs"] = self.clean().epochs(config)
         if self.judged != self.suspect:
             resolved["model"] = digest_of(self.judged)
         values = (self.suspect, digest_of(self.suspect), json.dumps(resolved, sort_keys=True), str(len(self.clean())))

@@ -112,7 +112,7 @@ class WarpRecipe(Recipe):
         """Check that both shares have room."""
         super().__post_init__()
         if self.share + self.noise_share > 1:
-            raise InvalidConfigError(f"share = {self.share} and noise_share = {self.noise_share} are more than 1 together")
+            raise InvalidConfigError(f"share = {self.share} and noise_share = {self.noise_share} come to more than 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ def test_a_class_without_images_cannot_be_poisoned():
     ("make", "said"),
     [
         (lambda: CompositeRecipe(classes=(3, 3)), "not two classes"),
-        (lambda: WarpRecipe(share=0.8, noise_share=0.3), "more than 1 together"),
+        (lambda: WarpRecipe(share=0.8, noise_share=0.3), "come to more than 1"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(make, said):
