@@ -32,10 +32,11 @@ _PR_SET_PDEATHSIG = 1
 def set_on_signal(event: threading.Event, *numbers: signal.Signals) -> None:
     """Set ``event`` when one of the signals comes.
 
-    From a thread: a handler that set it itself would wait for ever where the main thread is just looking at it.
+    From a thread: a handler that set it itself would wait for ever where the main thread is just looking at it. From a
+    daemon: the start of any other takes a lock of the interpreter that the main thread may hold, as when it ends.
     """
     for number in numbers:
-        signal.signal(number, lambda *_: threading.Thread(target=event.set).start())
+        signal.signal(number, lambda *_: threading.Thread(target=event.set, daemon=True).start())
 
 
 def die_with_parent() -> None:
