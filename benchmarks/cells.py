@@ -79,16 +79,17 @@ class Cell:
 
     def columns(self) -> dict[str, str]:
         """Return the ``KEY`` of its row."""
+        clean = self.clean()
         if self.settings in (UNTOUCHED, BENIGN):
             resolved = dict(self.settings)
         else:
             config = self.config()
             resolved = asdict(config)
             if isinstance(config, Config) and config.epochs is None:  # how many there are then is no setting
-                resolved["epochs"] = self.clean().epochs(config)
+                resolved["epochs"] = clean.epochs(config)
         if self.judged != self.suspect:
             resolved["model"] = digest_of(self.judged)
-        values = (self.suspect, digest_of(self.suspect), json.dumps(resolved, sort_keys=True), str(len(self.clean())))
+        values = (self.suspect, digest_of(self.suspect), json.dumps(resolved, sort_keys=True), str(len(clean)))
         return dict(zip(KEY, values, strict=True))
 
     def key(self) -> Key:

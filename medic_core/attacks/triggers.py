@@ -46,7 +46,7 @@ def patch(images: Tensor, pattern: Tensor) -> Tensor:
     if height < rows or width < columns:
         raise AttackOptionError(f"images of {height}×{width} pixels have no room for a pattern of {rows}×{columns}")
     stamped = images.clone()
-    stamped[..., -pattern.shape[1] :, -pattern.shape[2] :] = pattern.to(images.device)
+    stamped[..., -rows:, -columns:] = pattern.to(images.device)
     return stamped
 
 
