@@ -184,6 +184,10 @@ TABLES: Mapping[str, Table] = {
     "figure3": Table("Figure 3: clean data needed, BadNet", by_need, "clean images"),
     "duration": Table("Preset default: what fewer epochs give and more", by_duration, "epochs"),
     "figure8": Table("Figure 8: architectures, BadNet", by_architecture, "temperature τ"),
+    "architectures": Table(
+        "Every method in other architectures, BadNet",
+        compare({"quick": (), "full": ("badnet-resnet16", "badnet-vgg11", "badnet-mobilenet")}),
+    ),
     "table2": Table(
         "Table 2: activations of benign and triggered images held together",
         compare({"quick": (), "full": ("blending",)}),
